@@ -1,0 +1,124 @@
+"""The way into every Hydra command: strict configuration, and errors on one line."""
+
+import errno
+import re
+import sys
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import hydra
+from hydra import compose, initialize_config_dir
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from spp_cls.errors import UserError
+
+# Failures of the machine, not of the program.
+_DISK_ERRORS = {
+    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
+}  # fmt: skip
+
+
+def run(task: Callable[[DictConfig], None], config_dir: Path, config_name: str) -> None:
+    """Compose conf/ and the overrides on the command line, check them, and hand them to `task`.
+
+    A UserError, a disk that is full or not writable, and every mistake in the configuration end in one line on
+    stderr and exit status 1.
+    """
+
+    def checked(cfg: DictConfig) -> None:
+        # Under --multirun each job comes here with its own overrides, already composed.
+        _one_line(lambda: task(cfg))
+
+    arguments = sys.argv[1:]
+    if not any(argument.startswith("-") for argument in arguments):
+        # Hydra reports mistakes on several lines and lets an experiment file invent keys.
+        _one_line(lambda: check_configuration(config_dir, config_name, arguments))
+    hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(checked)()
+
+
+def check_configuration(config_dir: Path, config_name: str, overrides: list[str]) -> None:
+    """Raise UserError for a key that conf/ does not have, a value that is missing or no number where one stands.
+
+    Experiment files and `+key=value` may override keys, but not bring new ones.
+    """
+    try:
+        with initialize_config_dir(str(config_dir), version_base="1.3"):
+            cfg = compose(config_name, overrides, return_hydra_config=True)
+            choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
+            assert isinstance(choices, dict)
+            groups = [
+                f"{group}={choice}"
+                for group, choice in choices.items()
+                if group != "experiment" and not str(group).startswith("hydra/")
+            ]
+            known = _leaves(OmegaConf.to_container(compose(config_name, groups)))
+        del cfg.hydra
+        given = _leaves(OmegaConf.to_container(cfg))
+        for key, value in given.items():
+            if key not in known:
+                close = get_close_matches(key, known, n=1)
+                raise UserError(f"there is no key {key}" + (f"; did you mean {close[0]}?" if close else ""))
+            _check_value(key, value, known[key])
+        OmegaConf.to_container(cfg, resolve=True)
+    except HydraException as error:
+        raise UserError(_hydra_message(error)) from error
+    except OmegaConfBaseException as error:
+        raise UserError(_joined(str(error).split("full_key")[0])) from error
+
+
+def _check_value(key: str, value: Any, default: Any) -> None:
+    if value == "???":
+        raise UserError(f"{key} is not set; give it as {key}=VALUE")
+    numeric = isinstance(default, int | float) and not isinstance(default, bool)
+    if numeric and (isinstance(value, bool) or not isinstance(value, int | float)) and "${" not in str(value):
+        raise UserError(f"{key} is a number such as {default}, not {value!r}")
+    if isinstance(default, bool) and not isinstance(value, bool):
+        raise UserError(f"{key} is true or false, not {value!r}")
+
+
+def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
+    """Flatten nested keys to dotted ones; a list is one value."""
+    leaves: dict[str, Any] = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            leaves.update(_leaves(value, f"{prefix}{key}."))
+        else:
+            leaves[f"{prefix}{key}"] = value
+    return leaves
+
+
+def _hydra_message(error: HydraException) -> str:
+    # "Could not override 'data.rooot'.\nTo append to your config use +data.rooot=1": new keys are refused here.
+    message = _joined(re.sub(r"To append to your config use .*", "", str(error)))
+    match = re.match(r"Could not override '(.+?)'\.", message)
+    return f"there is no key {match[1]} in the configuration; see conf/ for those there are" if match else message
+
+
+def _joined(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _one_line(action: Callable[[], None]) -> None:
+    try:
+        action()
+    except UserError as error:
+        _leave(error_line(error))
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        _leave(f"cannot write {error.filename or 'a file'}: {error.strerror}; free some space or choose another folder")
+
+
+def error_line(error: UserError) -> str:
+    """Return the message of an error; one from a worker process has a traceback around it, which is left out."""
+    last = str(error).strip().splitlines()[-1]
+    return re.sub(r"^([A-Za-z_]\w*\.)+[A-Za-z_]\w*: ", "", last)
+
+
+def _leave(line: str) -> None:
+    print(f"error: {line}", file=sys.stderr)
+    sys.exit(1)

@@ -1,0 +1,70 @@
+"""Counts of right answers, in integers over images seen once each."""
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+class Counts:
+    """Top-1 and top-5 right answers, images seen and summed loss, kept on the device until they are asked for."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Start again from nothing."""
+        # Top-1, top-5, seen.
+        self._integers: Tensor | None = None
+        self._loss: Tensor | None = None
+
+    @torch.no_grad()
+    def update(self, scores: Tensor, labels: Tensor, loss: Tensor | None = None) -> None:
+        """Count N x classes scores against N labels; `loss` is their mean loss, computed here where not given."""
+        right = hits(scores, labels)
+        integers = torch.stack([right[:, 0].sum(), right.any(1).sum(), right.new_tensor(len(right), dtype=torch.int64)])
+        if loss is None:
+            loss = F.cross_entropy(scores.float(), labels)
+        total = loss.detach().float() * len(right)
+        self._integers = integers if self._integers is None else self._integers + integers
+        self._loss = total if self._loss is None else self._loss + total
+
+    def so_far(self) -> dict[str, float]:
+        """This process's loss and errors in percent."""
+        return _percentages(self._integers, self._loss)
+
+    def over_processes(self) -> dict[str, float]:
+        """Loss and errors in percent over the images of all processes, and their number.
+
+        Every process must call it; one that saw no image takes part with zeros.
+        """
+        integers, loss = self._integers, self._loss
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            device = integers.device if integers is not None else _distributed_device()
+            integers = torch.zeros(3, dtype=torch.int64, device=device) if integers is None else integers.clone()
+            loss = torch.zeros((), device=device) if loss is None else loss.clone()
+            torch.distributed.all_reduce(integers)
+            torch.distributed.all_reduce(loss)
+        return _percentages(integers, loss)
+
+
+def hits(scores: Tensor, labels: Tensor) -> Tensor:
+    """Tell for each of the five best classes (or all, where there are fewer) whether it is the right one: N x 5."""
+    best = scores.topk(min(5, scores.shape[1]), dim=1).indices
+    return best == labels.view(-1, 1)
+
+
+def _distributed_device() -> torch.device:
+    on_gpu = torch.distributed.get_backend() == "nccl"
+    return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
+def _percentages(integers: Tensor | None, loss: Tensor | None) -> dict[str, float]:
+    if integers is None or loss is None:
+        return {}
+    top1, top5, seen = integers.tolist()
+    return {
+        "loss": loss.item() / seen,
+        "top1_error": 100 * (seen - top1) / seen,
+        "top5_error": 100 * (seen - top5) / seen,
+        "images": seen,
+    }

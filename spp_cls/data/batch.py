@@ -1,0 +1,67 @@
+"""Samples as the workers make them, batches of them, and what the device does to a batch."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from spp_cls.data.decode import Pixels
+
+
+class Sample(NamedTuple):
+    """One image from a worker.
+
+    `pixels` are H x W x 3; `flip` and `colour` (added to red, green and blue) are left for the device to apply.
+    `replaced` tells of each image that could not be decoded and that this one stands in for.
+    """
+
+    pixels: Pixels
+    label: int
+    index: int
+    flip: bool = False
+    colour: NDArray[np.float32] = np.zeros(3, np.float32)
+    replaced: tuple[str, ...] = ()
+
+
+class Batch(NamedTuple):
+    """N samples. `images` are N x 3 x H x W, uint8 from the workers and float once the device has had them."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    flips: Tensor
+    colours: Tensor
+    replaced: list[str]
+
+
+def collate(samples: Sequence[Sample]) -> Batch:
+    """Put samples of one shape into a batch; its images are channels_last, as the pixels were."""
+    return Batch(
+        torch.from_numpy(np.stack([sample.pixels for sample in samples])).permute(0, 3, 1, 2),
+        torch.tensor([sample.label for sample in samples]),
+        torch.tensor([sample.index for sample in samples]),
+        torch.tensor([sample.flip for sample in samples]),
+        torch.from_numpy(np.stack([sample.colour for sample in samples])),
+        [message for sample in samples for message in sample.replaced],
+    )
+
+
+def minus_mean(images: Tensor, mean: Sequence[float]) -> Tensor:
+    """Turn N x 3 x H x W pixels of 0..255 into the float32 input of a network."""
+    return images.float() - images.new_tensor(mean, dtype=torch.float32).view(1, -1, 1, 1)
+
+
+def finish_on_device(batch: Batch, mean: Sequence[float], size: int) -> Batch:
+    """Flip, alter colours, subtract the mean and resize to size x size pixels, on the device of the batch.
+
+    The images of 180 are those of 224 resized, not smaller crops: section 2.3 of the paper.
+    """
+    images = torch.where(batch.flips.view(-1, 1, 1, 1), batch.images.flip(-1), batch.images)
+    images = minus_mean(images, mean) + batch.colours.view(-1, 3, 1, 1)
+    if images.shape[-1] != size:
+        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    return batch._replace(images=images)

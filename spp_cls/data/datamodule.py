@@ -1,0 +1,131 @@
+"""The data module: training and validation batches of a data set."""
+
+import warnings
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import pytorch_lightning as pl
+import torch
+from torch.utils.data import DataLoader
+
+from spp_cls.data.batch import Batch, Sample, collate, finish_on_device
+from spp_cls.data.dataset import CentreCrops, TrainingCrops
+from spp_cls.data.sampler import ShardSampler, TrainingSampler
+from spp_cls.data.sizes import size_of_epoch
+from spp_cls.data.sources import ImageFiles, open_source
+from spp_cls.errors import UserError
+from spp_cls.models.net import IMAGENET_MEAN
+
+
+class ImageNetDataModule(pl.LightningDataModule):
+    """Crops of `crop` pixels from a data set on disk, resized on the device to the size of the epoch.
+
+    `batch_size` is the global batch, divided by the number of processes. `sizes` is as in size_of_epoch. `mean` is
+    subtracted from pixels of 0..255. Batches are float N x 3 x size x size in training, N x 3 x crop x crop in
+    validation, which sees each image once.
+
+    Raises:
+        UserError: the data set is not as its kind says, or too small for a batch, or sizes are no sizes.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        root: str,
+        batch_size: int = 128,
+        num_workers: int = 2,
+        crop: int = 224,
+        sizes: str | Sequence[int] = "single",
+        colour_deviation: float = 0.1,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.kind = kind
+        self.root = root
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.crop = crop
+        self.sizes = sizes
+        self.colour_deviation = colour_deviation
+        self.mean = tuple(mean)
+        self.seed = seed
+        self.replaced: set[str] = set()
+        if seed < 0:
+            raise UserError(f"seed is 0 or more, not {seed}")
+        size_of_epoch(sizes, 0, crop, seed)
+
+    @cached_property
+    def train_files(self) -> ImageFiles:
+        """The training images."""
+        return open_source(self.kind, self.root, "train")
+
+    @cached_property
+    def val_files(self) -> ImageFiles:
+        """The validation images."""
+        return open_source(self.kind, self.root, "val")
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their numbers."""
+        return self.train_files.class_names
+
+    def setup(self, stage: str) -> None:
+        """List the data and check that it fills a batch, before anything is read."""
+        if self.batch_size < 1 or self.batch_size % self._processes:
+            raise UserError(
+                f"the global batch of {self.batch_size} does not divide by {self._processes} processes; "
+                f"set data.batch_size to a multiple of {self._processes}"
+            )
+        if len(self.train_files) < self.batch_size:
+            raise UserError(
+                f"{len(self.train_files)} training images do not fill a batch of {self.batch_size}; "
+                "set a smaller data.batch_size"
+            )
+        if not len(self.val_files):
+            raise UserError(f"there are no validation images in {self.val_files.root}")
+
+    @property
+    def _processes(self) -> int:
+        return self.trainer.world_size if self.trainer else 1
+
+    @property
+    def _rank(self) -> int:
+        return self.trainer.global_rank if self.trainer else 0
+
+    def _loader(self, dataset: Any, sampler: Any, drop_last: bool) -> DataLoader[Sample]:
+        return DataLoader(
+            dataset,
+            batch_size=self.batch_size // self._processes,
+            sampler=sampler,
+            drop_last=drop_last,
+            collate_fn=collate,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+        )
+
+    def train_dataloader(self) -> DataLoader[Sample]:
+        """Batches of the current epoch's training crops, this process's share of each global batch."""
+        dataset = TrainingCrops(self.train_files, self.crop, self.seed, self.colour_deviation)
+        sampler = TrainingSampler(len(self.train_files), self.batch_size, self.seed, self._rank, self._processes)
+        # Lightning tells the sampler the epoch only after it has started the workers of a resumed run.
+        sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
+        return self._loader(dataset, sampler, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[Sample]:
+        """Batches of this process's share of the validation images."""
+        sampler = ShardSampler(len(self.val_files), self._rank, self._processes)
+        return self._loader(CentreCrops(self.val_files, self.crop), sampler, drop_last=False)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Finish a batch on the device; tell of images that could not be decoded, each once."""
+        size = self.crop
+        if self.trainer is not None and self.trainer.training:
+            size = size_of_epoch(self.sizes, self.trainer.current_epoch, self.crop, self.seed)
+        for message in batch.replaced:
+            if message not in self.replaced:
+                self.replaced.add(message)
+                warnings.warn(f"{message}; another image takes its place", stacklevel=1)
+        return finish_on_device(batch, self.mean, size)

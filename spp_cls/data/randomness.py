@@ -1,0 +1,18 @@
+"""Random numbers as a function of (seed, epoch, index), the same for any number of workers and processes."""
+
+from enum import IntEnum
+
+import numpy as np
+
+
+class Purpose(IntEnum):
+    """What a generator is for; generators of different purposes are independent."""
+
+    AUGMENTATION = 1
+    ORDER = 2
+    IMAGE_SIZE = 3
+
+
+def generator(purpose: Purpose, seed: int, epoch: int, index: int = 0) -> np.random.Generator:
+    """Return the generator of one image of an epoch, or of an epoch as a whole."""
+    return np.random.default_rng([seed, epoch, index, purpose])

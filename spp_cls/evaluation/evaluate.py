@@ -1,0 +1,148 @@
+"""(net, images, protocols) -> predictions: each view computed once, whatever protocols share it."""
+
+from collections import defaultdict
+from collections.abc import Collection, Sequence
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+from tqdm import tqdm
+
+from spp_cls.data.batch import minus_mean
+from spp_cls.data.crops import corner_of
+from spp_cls.data.sources import ImageFiles
+from spp_cls.errors import UserError
+from spp_cls.evaluation.images import Cut, TestBatch, cut_of, test_loader
+from spp_cls.evaluation.predictions import Predictions
+from spp_cls.evaluation.views import Protocol, View
+from spp_cls.evaluation.windows import window_cells
+from spp_cls.models.net import SPPNet
+
+
+def evaluate(
+    net: SPPNet,
+    files: ImageFiles,
+    protocols: Sequence[Protocol],
+    fabric: Fabric,
+    max_pixels: int = 8_000_000,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> dict[str, Predictions]:
+    """Score every image once under each protocol; the net is on the fabric's device, in evaluation mode.
+
+    Images are shared among the fabric's processes without padding, and every process gets the predictions of all,
+    in the order of `files`. `max_pixels` bounds the images of one pass through the network.
+
+    Raises:
+        UserError: a protocol that a net without SPP cannot run, or files of other classes than the net's.
+        UndecodableImage: an image is damaged.
+    """
+    check_protocols(net, protocols)
+    check_classes(net, files)
+    views = {view for protocol in protocols for view in protocol.views}
+    window = net.recipe.input_size
+    cuts = {cut_of(view, window) for view in views}
+    # Neighbours in a data set often share a shape, and the processes should share the shapes out evenly.
+    indices = range(fabric.global_rank, len(files), fabric.world_size)
+    batches = test_loader(files, indices, cuts, window, max_pixels, num_workers)
+    parts: dict[str, list[Predictions]] = {protocol.name: [] for protocol in protocols}
+    bar = tqdm(
+        total=len(indices),
+        unit=" images",
+        desc="Testing",
+        disable=not (progress and fabric.is_global_zero),
+        dynamic_ncols=True,
+    )
+    with bar, torch.inference_mode():
+        wrong = 0
+        for batch in batches:
+            with fabric.autocast():
+                scores = score_views(net, _to_device(batch, fabric), views)
+            for protocol in protocols:
+                mean = torch.stack([scores[view] for view in protocol.views]).mean(0)
+                parts[protocol.name].append(Predictions.of(mean, batch.labels, batch.indices))
+            first = parts[protocols[0].name][-1]
+            wrong += len(batch.labels) - first.right(1)
+            bar.update(len(batch.labels))
+            bar.set_postfix_str(f"{protocols[0].name} top-1 error {100 * wrong / bar.n:.2f} %")
+    results = {name: Predictions.gathered(some, fabric.world_size) for name, some in parts.items()}
+    for name, predictions in results.items():
+        assert len(predictions) == len(files), f"{name} saw {len(predictions)} of {len(files)} images"
+    return results
+
+
+def check_protocols(net: SPPNet, protocols: Sequence[Protocol]) -> None:
+    """Raise UserError if the network cannot run a protocol."""
+    for protocol in protocols:
+        if net.recipe.pooling == "none" and any(view.on_maps for view in protocol.views):
+            raise UserError(
+                f"{protocol.name} needs a net that takes any size; {net.recipe.name} without SPP can run crop1 and crop10"
+            )
+
+
+def check_classes(net: SPPNet, files: ImageFiles) -> None:
+    """Raise UserError if the classes of a data set are not those that the network was trained on."""
+    if len(files.class_names) != net.num_classes:
+        raise UserError(
+            f"the data set in {files.root} has {len(files.class_names)} classes, the checkpoint {net.num_classes}; "
+            "set data and data.root to the data set it was trained on"
+        )
+    known = net.recipe.class_names
+    if known is not None and known != files.class_names:
+        stranger = next(a for a, b in zip(files.class_names, known, strict=True) if a != b)
+        raise UserError(
+            f"class {stranger} of {files.root} is not among the checkpoint's; "
+            "set data and data.root to the data set it was trained on"
+        )
+
+
+def score_views(net: SPPNet, images: dict[Cut, Tensor], views: Collection[View]) -> dict[View, Tensor]:
+    """Return the softmax scores, N x classes, of each view of N images of one shape.
+
+    `images` are the cuts of the views, uint8 N x 3 x h x w. Each scale and flip takes one pass of the convolutions,
+    and all windows on its maps one pass of the fc layers.
+    """
+    window = net.recipe.input_size
+    scores: dict[View, Tensor] = {}
+    passes: dict[tuple[Cut, bool], list[View]] = defaultdict(list)
+    for view in sorted(views, key=str):
+        passes[cut_of(view, window), view.flip].append(view)
+    for (cut, flip), members in passes.items():
+        pixels = images[cut].flip(-1) if flip else images[cut]
+        logits = _logits(net, minus_mean(pixels, net.recipe.mean), members)
+        scores.update({view: each.float().softmax(1) for view, each in zip(members, logits, strict=True)})
+    return scores
+
+
+def _logits(net: SPPNet, inputs: Tensor, views: Sequence[View]) -> list[Tensor]:
+    """Logits of each view, N x classes; the views are of one cut and one flip."""
+    if not views[0].on_maps:
+        return [net(inputs)]
+    maps = net.forward_features(inputs)
+    found: dict[View, Tensor] = {}
+    windowed = [view for view in views if view.position is not None]
+    if windowed:
+        cells = [_cells_of(net, view, inputs.shape[-1], inputs.shape[-2], maps) for view in windowed]
+        windows = torch.tensor([(n, *box) for box in cells for n in range(len(inputs))], device=maps.device)
+        found.update(zip(windowed, net.forward_windows(maps, windows).chunk(len(windowed)), strict=True))
+    for view in views:
+        if view.position is None:
+            found[view] = net.forward_head(maps)
+    return [found[view] for view in views]
+
+
+def _cells_of(net: SPPNet, view: View, width: int, height: int, maps: Tensor) -> tuple[int, int, int, int]:
+    assert view.position is not None
+    window = net.recipe.input_size
+    left, top = corner_of(view.position, width, height, window)
+    if view.flip:
+        # The same part of the image, where the mirrored image has it.
+        left = width - window - left
+    stride, centre = net.backbone.stride, net.backbone.first_centre
+    x0, x1 = window_cells(left, left + window, stride, centre, maps.shape[-1])
+    y0, y1 = window_cells(top, top + window, stride, centre, maps.shape[-2])
+    return x0, y0, x1, y1
+
+
+def _to_device(batch: TestBatch, fabric: Fabric) -> dict[Cut, Tensor]:
+    return {cut: fabric.to_device(images) for cut, images in batch.images.items()}

@@ -1,0 +1,58 @@
+"""What a protocol predicts for each image, from which its errors are counted."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """The best classes of M images, best first, with their scores.
+
+    `indices` (M) are the images' places in their source, `labels` (M) their classes, `classes` and `scores`
+    (M x 5, or M x classes where there are fewer) the predictions.
+    """
+
+    indices: Tensor
+    labels: Tensor
+    classes: Tensor
+    scores: Tensor
+
+    @staticmethod
+    def of(scores: Tensor, labels: Tensor, indices: Tensor) -> "Predictions":
+        """Keep the five best of M x classes scores, on the CPU."""
+        best = scores.topk(min(5, scores.shape[1]), dim=1)
+        return Predictions(indices, labels, best.indices.cpu(), best.values.float().cpu())
+
+    @staticmethod
+    def gathered(parts: Sequence["Predictions"], processes: int) -> "Predictions":
+        """Join the parts of all processes, in the order of the images. Every process must call it."""
+        own = [_joined(parts)] if parts else []
+        if processes > 1:
+            everyone: list[list[Predictions]] = [[] for _ in range(processes)]
+            torch.distributed.all_gather_object(everyone, own)
+            own = [part for parts_of_one in everyone for part in parts_of_one]
+        together = _joined(own)
+        order = together.indices.argsort()
+        return Predictions(*(column[order] for column in _columns(together)))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def right(self, k: int) -> int:
+        """Images whose class is among the `k` best."""
+        return int((self.classes[:, :k] == self.labels.view(-1, 1)).any(1).sum())
+
+    def error(self, k: int) -> float:
+        """Top-k error in percent."""
+        return 100 * (len(self) - self.right(k)) / len(self)
+
+
+def _columns(predictions: Predictions) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return predictions.indices, predictions.labels, predictions.classes, predictions.scores
+
+
+def _joined(parts: Sequence[Predictions]) -> Predictions:
+    return Predictions(*(torch.cat(column) for column in zip(*map(_columns, parts), strict=True)))

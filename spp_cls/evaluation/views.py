@@ -1,0 +1,92 @@
+"""The test protocols as data: which views of an image are scored and averaged."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from spp_cls.data.crops import CENTRE, FIVE, Position
+from spp_cls.errors import UserError
+
+# The side of the windows, and the unit of all scales here: the crops that the paper's networks were trained on.
+REFERENCE = 224
+
+# Section 3.1.4: the scales of 96-view testing.
+SIX_SCALES = (224, 256, 300, 360, 448, 560)
+
+# Centre, four corners and the middles of the four sides.
+NINE: tuple[Position, ...] = (*FIVE, (0.5, 0), (0.5, 1), (0, 0.5), (1, 0.5))
+
+# Where the window is as large as the shorter side, only three of the nine differ: those along the longer side.
+THREE: tuple[Position, ...] = (CENTRE, (0, 0), (1, 1))
+
+
+class View(NamedTuple):
+    """One scored view: the whole image, or a window of it, after a resize to a minimum side.
+
+    `scale` is that minimum side in pixels for a network trained on crops of 224. `position` is None for the whole
+    image. A flipped view is the mirror image of the same window. `on_maps` views are pooled from the feature map
+    of the whole image; the others are cut from the image first.
+    """
+
+    scale: int
+    position: Position | None
+    flip: bool
+    on_maps: bool
+
+
+class Protocol(NamedTuple):
+    """A named set of views; the softmax scores of all are averaged with equal weights."""
+
+    name: str
+    views: tuple[View, ...]
+
+
+def _views(
+    scale: int, positions: Sequence[Position | None], flips: bool, on_maps: bool = True
+) -> tuple[View, ...]:
+    return tuple(
+        View(scale, position, flip, on_maps)
+        for position in positions
+        for flip in ((False, True) if flips else (False,))
+    )
+
+
+def map_views(scales: Sequence[int]) -> tuple[View, ...]:
+    """Views on maps at several scales: nine positions a scale (three at 224), with flips (section 3.1.4).
+
+    Raises:
+        UserError: a scale is smaller than the window.
+    """
+    views: tuple[View, ...] = ()
+    for scale in scales:
+        if scale < REFERENCE:
+            raise UserError(f"scale {scale} is smaller than the window of {REFERENCE}; give {REFERENCE} or more")
+        views += _views(scale, THREE if scale == REFERENCE else NINE, flips=True)
+    return views
+
+
+_FULL = _views(256, [None], flips=False)
+_FULL_AND_FLIP = _views(256, [None], flips=True)
+
+PROTOCOLS = {
+    protocol.name: protocol
+    for protocol in (
+        Protocol("crop1", _views(256, [CENTRE], flips=False, on_maps=False)),
+        Protocol("crop10", _views(256, FIVE, flips=True, on_maps=False)),
+        Protocol("full1", _FULL),
+        Protocol("full2", _FULL_AND_FLIP),
+        Protocol("map10", _views(256, FIVE, flips=True)),
+        Protocol("map96", map_views(SIX_SCALES)),
+        Protocol("map98", map_views(SIX_SCALES) + _FULL_AND_FLIP),
+    )
+}
+
+
+def get_protocol(name: str) -> Protocol:
+    """Return the protocol called `name`.
+
+    Raises:
+        UserError: no protocol has this name.
+    """
+    if name not in PROTOCOLS:
+        raise UserError(f"there is no protocol {name!r}; choose among {', '.join(PROTOCOLS)}")
+    return PROTOCOLS[name]

@@ -1,0 +1,1 @@
+"""The networks, from their specs to logits."""

@@ -1,0 +1,38 @@
+"""The progress bar of training: images per second and the errors so far."""
+
+import time
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import TQDMProgressBar
+
+from spp_cls.module import LitClassifier
+
+
+class Progress(TQDMProgressBar):
+    """Lightning's bar, with the errors counted so far in this epoch instead of raw metrics."""
+
+    def __init__(self) -> None:
+        # Reading a figure waits for the device; ten times a second at most is plenty for the eye.
+        super().__init__(refresh_rate=10)
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Start the clock of the epoch."""
+        super().on_train_epoch_start(trainer, *args)
+        self._start = time.perf_counter()
+
+    def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
+        """Return what stands behind the bar."""
+        assert isinstance(pl_module, LitClassifier)
+        if trainer.validating or trainer.sanity_checking:
+            return {}
+        metrics: dict[str, Any] = {}
+        figures = pl_module.train_counts.so_far()
+        if figures:
+            seconds = time.perf_counter() - self._start
+            metrics["images/s"] = f"{figures['images'] * trainer.world_size / seconds:.0f}"
+            metrics["loss"] = f"{figures['loss']:.3f}"
+            metrics["top-1 error"] = f"{figures['top1_error']:.1f} %"
+        if pl_module.validation_errors:
+            metrics["val top-1 error"] = f"{pl_module.validation_errors[-1]:.2f} %"
+        return metrics

@@ -1,0 +1,82 @@
+"""The folder of a run: its configuration, checkpoints and logs; the same command finds it again and goes on."""
+
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from omegaconf import DictConfig, OmegaConf
+
+from spp_cls.checkpoint import RECIPE_KEY, load_checkpoint, recipe_to_plain
+from spp_cls.errors import UserError
+from spp_cls.models.net import NetRecipe
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of a run."""
+
+    path: Path
+
+    @property
+    def last(self) -> Path:
+        """The checkpoint that a run goes on from."""
+        return self.path / "last.ckpt"
+
+    @property
+    def best(self) -> Path:
+        """The checkpoint of the lowest validation top-1 error."""
+        return self.path / "best.ckpt"
+
+    @property
+    def logs(self) -> Path:
+        """TensorBoard's folder."""
+        return self.path / "tensorboard"
+
+    def prepare(self, cfg: DictConfig) -> None:
+        """Make the folder and write the run's configuration into it.
+
+        Raises:
+            UserError: it cannot be made or written.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=self.path, prefix=".config-", suffix=".yaml")
+            with os.fdopen(handle, "w") as file:
+                file.write(OmegaConf.to_yaml(cfg, resolve=True))
+            os.replace(name, self.path / "config.yaml")
+        except OSError as error:
+            raise UserError(
+                f"cannot write the run folder {self.path}: {error.strerror}; set run_folder to another"
+            ) from error
+
+    def checkpoint_to_resume(self, recipe: NetRecipe) -> Path | None:
+        """Return the last checkpoint, if there is one.
+
+        Raises:
+            UserError: it is of another network or other classes than `recipe`.
+        """
+        if not self.last.exists():
+            return None
+        old, new = load_checkpoint(self.last)[RECIPE_KEY], recipe_to_plain(recipe)
+        different = [f"{key} was {old.get(key)}, is {new[key]}" for key in new if old.get(key) != new[key]]
+        if different:
+            raise UserError(
+                f"the run in {self.path} is of another network ({'; '.join(different)}); choose another name=..."
+            )
+        return self.last
+
+
+def closing_lines(folder: RunFolder, cfg: DictConfig, validation_errors: list[float]) -> str:
+    """Return what a finished run tells: its best error, where things lie and the commands to type next."""
+    lowest = min(validation_errors)
+    epoch = validation_errors.index(lowest)
+    data = f"data={cfg.data.kind} data.root={cfg.data.root}"
+    return "\n".join(
+        (
+            f"\nLowest validation top-1 error: {lowest:.2f} % (epoch {epoch} of {len(validation_errors)}, from 0)",
+            f"Checkpoints: {folder.best} {folder.last}",
+            f"Curves:      tensorboard --logdir {folder.logs}",
+            f"Test it:     python eval.py ckpt={folder.best} {data} protocol=[crop1,crop10,full1]",
+        )
+    )

@@ -1,0 +1,63 @@
+"""Train a network: python train.py [key=value ...]; conf/train.yaml lists the keys."""
+
+import warnings
+from pathlib import Path
+
+import pytorch_lightning as pl
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.loggers import TensorBoardLogger
+
+from spp_cls import build_net, command
+from spp_cls.data.datamodule import ImageNetDataModule
+from spp_cls.module import LitClassifier
+from spp_cls.progress import Progress
+from spp_cls.run_folder import RunFolder, closing_lines
+
+CONFIG_DIR = Path(__file__).parent.resolve() / "conf"
+
+
+def train(cfg: DictConfig) -> None:
+    """Compose data, net, module and trainer from the configuration, and fit."""
+    options = OmegaConf.to_container(cfg, resolve=True)
+    model = options["model"]
+    pl.seed_everything(cfg.seed, verbose=False)
+    data = ImageNetDataModule(
+        **options["data"],
+        crop=model["input_size"],
+        sizes=options["sizes"],
+        colour_deviation=options["colour_deviation"],
+        mean=model["mean"],
+        seed=options["seed"],
+    )
+    net = build_net(**model, num_classes=len(data.class_names), class_names=data.class_names)
+    folder = RunFolder(Path(cfg.run_folder))
+    folder.prepare(cfg)
+    trainer = pl.Trainer(
+        **options["trainer"],
+        logger=TensorBoardLogger(folder.path, name="", version=folder.logs.name),
+        callbacks=[
+            Progress(),
+            ModelCheckpoint(
+                folder.path,
+                filename=folder.best.stem,
+                monitor="val/top1_error",
+                save_last=True,
+                # After the validation of the epoch, whose error the learning rate goes by.
+                save_on_train_epoch_end=True,
+                enable_version_counter=False,
+            ),
+        ],
+        # The samplers share the images out themselves, without padding.
+        use_distributed_sampler=False,
+        num_sanity_val_steps=0,
+        enable_model_summary=False,
+    )
+    module = LitClassifier(net, **options["optimizer"])
+    trainer.fit(module, data, ckpt_path=folder.checkpoint_to_resume(net.recipe), weights_only=True)
+    if trainer.is_global_zero:
+        print(closing_lines(folder, cfg, module.validation_errors))
+
+
+if __name__ == "__main__":
+    command.run(train, CONFIG_DIR, "train")
