@@ -15,6 +15,7 @@ from spp_cls import command
 from spp_cls.checkpoint import load_checkpoint, net_from_checkpoint, training_sizes
 from spp_cls.data.sources import open_source
 from spp_cls.evaluation.evaluate import evaluate
+from spp_cls.evaluation.predictions import write_csv
 from spp_cls.evaluation.views import get_protocol
 from spp_cls.tables import Row, append_csv, file_sha256, hardware, terminal_table
 
@@ -64,7 +65,7 @@ def test(cfg: DictConfig) -> None:
         if cfg.out:
             append_csv(rows, cfg.out)
         if cfg.predictions:
-            results.write(cfg.predictions)
+            write_csv(results, files, cfg.predictions)
         print(json.dumps({"rows": [asdict(row) for row in rows]}))
 
 

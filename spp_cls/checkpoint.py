@@ -63,6 +63,12 @@ def net_from_checkpoint(checkpoint: dict[str, Any]) -> SPPNet:
     return net.eval()
 
 
+def training_sizes(checkpoint: dict[str, Any]) -> str:
+    """Return the sizes that a checkpoint's network was trained on, as they stand in the configuration."""
+    sizes = checkpoint.get("datamodule_hyper_parameters", {}).get("sizes", "unknown")
+    return sizes if isinstance(sizes, str) else " ".join(map(str, sizes))
+
+
 def load_net(path: str | Path) -> SPPNet:
     """Rebuild a network from the file alone, on the CPU, in evaluation mode.
 

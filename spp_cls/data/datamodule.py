@@ -52,6 +52,8 @@ class ImageNetDataModule(pl.LightningDataModule):
         self.mean = tuple(mean)
         self.seed = seed
         self.replaced: set[str] = set()
+        # Checkpoints carry them, so that results can say what a network was trained on.
+        self.save_hyperparameters("sizes", logger=False)
         if seed < 0:
             raise UserError(f"seed is 0 or more, not {seed}")
         size_of_epoch(sizes, 0, crop, seed)

@@ -1,10 +1,15 @@
 """What a protocol predicts for each image, from which its errors are counted."""
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from spp_cls.data.sources import ImageFiles
+from spp_cls.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -56,3 +61,27 @@ def _columns(predictions: Predictions) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def _joined(parts: Sequence[Predictions]) -> Predictions:
     return Predictions(*(torch.cat(column) for column in zip(*map(_columns, parts), strict=True)))
+
+
+def write_csv(predictions: Mapping[str, Predictions], files: ImageFiles, path: str | Path) -> None:
+    """Write the predictions of some protocols: protocol, image, label, class1..class5, score1..score5.
+
+    Labels and classes are names. Where there are fewer than five classes, there are fewer columns.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    names = files.class_names
+    best = range(1, 1 + min(5, len(names)))
+    header = ["protocol", "image", "label", *(f"class{i}" for i in best), *(f"score{i}" for i in best)]
+    try:
+        with Path(path).open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            for protocol, found in predictions.items():
+                columns = (column.tolist() for column in _columns(found))
+                for index, label, classes, scores in zip(*columns, strict=True):
+                    shown = [f"{score:.6g}" for score in scores]
+                    writer.writerow([protocol, files.name(index), names[label], *(names[c] for c in classes), *shown])
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another file with predictions=PATH") from error
