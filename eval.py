@@ -28,7 +28,7 @@ def test(cfg: DictConfig) -> None:
     checkpoint = load_checkpoint(cfg.ckpt)
     net = net_from_checkpoint(checkpoint)
     files = open_source(cfg.data.kind, cfg.data.root, "val")
-    fabric = Fabric(**cfg.trainer)
+    fabric = Fabric(**command.plain(cfg.trainer))
     fabric.launch()
     fabric.to_device(net.to(memory_format=torch.channels_last))
     start = time.perf_counter()

@@ -1,10 +1,9 @@
 """Train a network: python train.py [key=value ...]; conf/train.yaml lists the keys."""
 
-import warnings
 from pathlib import Path
 
 import pytorch_lightning as pl
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
@@ -19,7 +18,7 @@ CONFIG_DIR = Path(__file__).parent.resolve() / "conf"
 
 def train(cfg: DictConfig) -> None:
     """Compose data, net, module and trainer from the configuration, and fit."""
-    options = OmegaConf.to_container(cfg, resolve=True)
+    options = command.plain(cfg)
     model = options["model"]
     pl.seed_everything(cfg.seed, verbose=False)
     data = ImageNetDataModule(

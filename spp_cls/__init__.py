@@ -3,7 +3,7 @@
 Importing the package registers the networks with timm.
 """
 
-import spp_cls.models.timm_registry
+import spp_cls.models.timm_registry  # noqa: F401
 from spp_cls.checkpoint import load_net
 from spp_cls.errors import UserError
 from spp_cls.models.lrn import LocalResponseNorm

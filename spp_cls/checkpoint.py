@@ -33,7 +33,14 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     refusal = f"{path} is not a checkpoint of spp_cls; give a .ckpt file that train.py wrote"
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, UnicodeDecodeError) as error:
+    except (
+        pickle.UnpicklingError,
+        RuntimeError,
+        EOFError,
+        ValueError,
+        KeyError,
+        UnicodeDecodeError,
+    ) as error:
         raise UserError(refusal) from error
     if not isinstance(checkpoint, dict) or RECIPE_KEY not in checkpoint or "state_dict" not in checkpoint:
         raise UserError(refusal)

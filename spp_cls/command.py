@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -40,6 +40,11 @@ def run(task: Callable[[DictConfig], None], config_dir: Path, config_name: str) 
     hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(checked)()
 
 
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """Turn a configuration into plain dicts, lists and values, interpolations resolved."""
+    return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+
+
 def check_configuration(config_dir: Path, config_name: str, overrides: list[str]) -> None:
     """Raise UserError for a key that conf/ does not have, a value that is missing or no number where one stands.
 
@@ -48,12 +53,11 @@ def check_configuration(config_dir: Path, config_name: str, overrides: list[str]
     try:
         with initialize_config_dir(str(config_dir), version_base="1.3"):
             cfg = compose(config_name, overrides, return_hydra_config=True)
-            choices = OmegaConf.to_container(cfg.hydra.runtime.choices)
-            assert isinstance(choices, dict)
+            choices = plain(cfg.hydra.runtime.choices)
             groups = [
                 f"{group}={choice}"
                 for group, choice in choices.items()
-                if group != "experiment" and not str(group).startswith("hydra/")
+                if group != "experiment" and not group.startswith("hydra/")
             ]
             known = _leaves(OmegaConf.to_container(compose(config_name, groups)))
         del cfg.hydra

@@ -46,7 +46,7 @@ class LitClassifier(pl.LightningModule):
         if schedule not in ("plateau", "milestones"):
             raise UserError(f"the schedule of the learning rate is plateau or milestones, not {schedule!r}")
         # Convolutions on the CPU and on tensor cores are fastest in this layout, in which the batches come.
-        self.net = net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net = net.to(memory_format=torch.channels_last)
         self.learning_rate = learning_rate
         self.momentum = momentum
         self.weight_decay = weight_decay

@@ -21,7 +21,7 @@ class Sample(NamedTuple):
 
     pixels: Pixels
     label: int
-    index: int
+    image_index: int
     flip: bool = False
     colour: NDArray[np.float32] = np.zeros(3, np.float32)
     replaced: tuple[str, ...] = ()
@@ -43,7 +43,7 @@ def collate(samples: Sequence[Sample]) -> Batch:
     return Batch(
         torch.from_numpy(np.stack([sample.pixels for sample in samples])).permute(0, 3, 1, 2),
         torch.tensor([sample.label for sample in samples]),
-        torch.tensor([sample.index for sample in samples]),
+        torch.tensor([sample.image_index for sample in samples]),
         torch.tensor([sample.flip for sample in samples]),
         torch.from_numpy(np.stack([sample.colour for sample in samples])),
         [message for sample in samples for message in sample.replaced],

@@ -5,7 +5,7 @@ from PIL import Image
 
 from spp_cls.data.decode import Pixels
 
-# A position is where the free space goes: (0, 0) is the top left corner, (1, 1) the bottom right, (0.5, 0.5) the centre.
+# Where the free space goes: (0, 0) is the top left corner, (1, 1) the bottom right, (0.5, 0.5) the centre.
 Position = tuple[float, float]
 
 CENTRE: Position = (0.5, 0.5)

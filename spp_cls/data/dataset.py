@@ -5,7 +5,7 @@ from torch.utils.data import Dataset
 
 from spp_cls.data.batch import Sample
 from spp_cls.data.crops import CENTRE, FIVE, crop_at, min_side_of, resize, resized_crop
-from spp_cls.data.decode import Pixels, UndecodableImage, decode
+from spp_cls.data.decode import Pixels, UndecodableImageError, decode
 from spp_cls.data.randomness import Purpose, generator
 from spp_cls.data.sampler import EpochIndex
 from spp_cls.data.sources import ImageFiles
@@ -26,7 +26,7 @@ def read_image(files: ImageFiles, index: int) -> Pixels:
     """Read and decode an image, H x W x 3.
 
     Raises:
-        UndecodableImage: the file is damaged or no image.
+        UndecodableImageError: the file is damaged or no image.
         UserError: the file cannot be read.
     """
     path = files.path(index)
@@ -55,15 +55,13 @@ class TrainingCrops(Dataset[Sample]):
         random = generator(Purpose.AUGMENTATION, self.seed, epoch, index)
         position = FIVE[random.integers(len(FIVE))]
         flip = bool(random.integers(2))
-        colour = COLOUR_COMPONENTS @ (
-            COLOUR_SCALES * random.normal(0, self.colour_deviation, 3).astype(np.float32)
-        )
+        colour = COLOUR_COMPONENTS @ (COLOUR_SCALES * random.normal(0, self.colour_deviation, 3).astype(np.float32))
         replaced: list[str] = []
         while True:
             try:
                 pixels = read_image(self.files, index)
                 break
-            except UndecodableImage as error:
+            except UndecodableImageError as error:
                 replaced.append(str(error))
                 if len(replaced) == _MOST_REPLACEMENTS:
                     raise UserError(f"{len(replaced)} images in a row are damaged; the last: {error}") from error
@@ -76,7 +74,7 @@ class CentreCrops(Dataset[Sample]):
     """The centre crop of each image, for validation: Table 3's "1 crop".
 
     Raises:
-        UndecodableImage: an image is damaged; no figure is given as if it had been counted.
+        UndecodableImageError: an image is damaged; no figure is given as if it had been counted.
     """
 
     def __init__(self, files: ImageFiles, crop: int) -> None:

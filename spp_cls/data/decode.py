@@ -12,7 +12,7 @@ from spp_cls.errors import UserError
 Pixels = NDArray[np.uint8]
 
 
-class UndecodableImage(UserError):
+class UndecodableImageError(UserError):
     """The bytes are not a whole image; the message names the file and the reason."""
 
 
@@ -22,13 +22,13 @@ def decode(data: bytes, name: str) -> Pixels:
     `name` is the file's name for the error message.
 
     Raises:
-        UndecodableImage: the data is truncated, damaged or no image.
+        UndecodableImageError: the data is truncated, damaged or no image.
     """
     try:
         with Image.open(io.BytesIO(data)) as image:
             return np.asarray(_to_rgb(image))
     except Exception as error:  # a damaged file can make Pillow's parsers raise nearly anything
-        raise UndecodableImage(f"cannot decode the image {name}: {_reason(error)}") from error
+        raise UndecodableImageError(f"cannot decode the image {name}: {_reason(error)}") from error
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
@@ -52,13 +52,13 @@ def read_size(path: Path) -> tuple[int, int]:
     """Read an image's width and height from its header.
 
     Raises:
-        UndecodableImage: the header is that of no image.
+        UndecodableImageError: the header is that of no image.
         UserError: the file cannot be read.
     """
     try:
         with Image.open(path) as image:
             return image.size
     except Image.UnidentifiedImageError as error:
-        raise UndecodableImage(f"cannot decode the image {path}: {_reason(error)}") from error
+        raise UndecodableImageError(f"cannot decode the image {path}: {_reason(error)}") from error
     except OSError as error:
         raise UserError(f"cannot read the image {path}: {error.strerror or error}") from error

@@ -2,7 +2,6 @@
 
 import math
 import os
-import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -95,7 +94,7 @@ def _mask(shape: str, width: int, height: int, centre: list[float], radius: floa
             turn = angle + math.pi * i / corners - math.pi / 2
             points.append((x + reach * math.cos(turn), y + reach * math.sin(turn)))
         pen.polygon(points, fill=255)
-    return np.asarray(image.resize((width, height), Image.Resampling.BOX), dtype=np.float32) / 255
+    return np.asarray(image.resize((width, height), Image.Resampling.BOX)).astype(np.float32) / np.float32(255)
 
 
 def _stripes(width: int, height: int, radius: float, random: Random) -> NDArray[np.float64]:

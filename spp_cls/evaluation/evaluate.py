@@ -12,7 +12,7 @@ from spp_cls.data.batch import minus_mean
 from spp_cls.data.crops import corner_of
 from spp_cls.data.sources import ImageFiles
 from spp_cls.errors import UserError
-from spp_cls.evaluation.images import Cut, TestBatch, cut_of, test_loader
+from spp_cls.evaluation.images import Cut, ViewBatch, cut_of, view_batches
 from spp_cls.evaluation.predictions import Predictions
 from spp_cls.evaluation.views import Protocol, View
 from spp_cls.evaluation.windows import window_cells
@@ -35,7 +35,7 @@ def evaluate(
 
     Raises:
         UserError: a protocol that a net without SPP cannot run, or files of other classes than the net's.
-        UndecodableImage: an image is damaged.
+        UndecodableImageError: an image is damaged.
     """
     check_protocols(net, protocols)
     check_classes(net, files)
@@ -44,7 +44,7 @@ def evaluate(
     cuts = {cut_of(view, window) for view in views}
     # Neighbours in a data set often share a shape, and the processes should share the shapes out evenly.
     indices = range(fabric.global_rank, len(files), fabric.world_size)
-    batches = test_loader(files, indices, cuts, window, max_pixels, num_workers)
+    batches = view_batches(files, indices, cuts, window, max_pixels, num_workers)
     parts: dict[str, list[Predictions]] = {protocol.name: [] for protocol in protocols}
     bar = tqdm(
         total=len(indices),
@@ -76,7 +76,7 @@ def check_protocols(net: SPPNet, protocols: Sequence[Protocol]) -> None:
     for protocol in protocols:
         if net.recipe.pooling == "none" and any(view.on_maps for view in protocol.views):
             raise UserError(
-                f"{protocol.name} needs a net that takes any size; {net.recipe.name} without SPP can run crop1 and crop10"
+                f"{protocol.name} needs a net that takes any size; {net.recipe.name} without SPP runs crop1 and crop10"
             )
 
 
@@ -144,5 +144,5 @@ def _cells_of(net: SPPNet, view: View, width: int, height: int, maps: Tensor) ->
     return x0, y0, x1, y1
 
 
-def _to_device(batch: TestBatch, fabric: Fabric) -> dict[Cut, Tensor]:
+def _to_device(batch: ViewBatch, fabric: Fabric) -> dict[Cut, Tensor]:
     return {cut: fabric.to_device(images) for cut, images in batch.images.items()}

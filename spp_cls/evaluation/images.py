@@ -24,7 +24,7 @@ class Cut(NamedTuple):
     position: Position | None
 
 
-class TestBatch(NamedTuple):
+class ViewBatch(NamedTuple):
     """N test images: each cut as uint8 N x 3 x h x w, and their labels and places in the source."""
 
     images: dict[Cut, Tensor]
@@ -32,7 +32,7 @@ class TestBatch(NamedTuple):
     indices: Tensor
 
 
-TestSample = tuple[dict[Cut, Pixels], int, int]
+ViewSample = tuple[dict[Cut, Pixels], int, int]
 
 
 def min_side(view: View, input_size: int) -> int:
@@ -45,7 +45,7 @@ def cut_of(view: View, input_size: int) -> Cut:
     return Cut(min_side(view, input_size), None if view.on_maps else view.position)
 
 
-class TestImages(Dataset[TestSample]):
+class ViewedImages(Dataset[ViewSample]):
     """The cuts of each image, which is read and decoded once."""
 
     def __init__(self, files: ImageFiles, cuts: Collection[Cut], window: int) -> None:
@@ -53,7 +53,7 @@ class TestImages(Dataset[TestSample]):
         self.cuts = sorted(cuts, key=str)
         self.window = window
 
-    def __getitem__(self, index: int) -> TestSample:
+    def __getitem__(self, index: int) -> ViewSample:
         pixels = read_image(self.files, index)
         resized = {side: resize(pixels, side) for side in {cut.min_side for cut in self.cuts}}
         cuts = {
@@ -65,13 +65,13 @@ class TestImages(Dataset[TestSample]):
         return cuts, int(self.files.labels[index]), index
 
 
-def _collate(samples: Sequence[TestSample]) -> TestBatch:
+def _collate(samples: Sequence[ViewSample]) -> ViewBatch:
     images = {
         cut: torch.from_numpy(np.stack([sample[0][cut] for sample in samples])).permute(0, 3, 1, 2)
         for cut in samples[0][0]
     }
     labels, indices = (torch.tensor([sample[part] for sample in samples]) for part in (1, 2))
-    return TestBatch(images, labels, indices)
+    return ViewBatch(images, labels, indices)
 
 
 def batches_by_shape(
@@ -98,20 +98,25 @@ def batches_by_shape(
     return batches
 
 
-def test_loader(
-    files: ImageFiles, indices: Sequence[int], cuts: Collection[Cut], window: int, max_pixels: int, num_workers: int
-) -> Iterator[TestBatch]:
+def view_batches(
+    files: ImageFiles,
+    indices: Sequence[int],
+    cuts: Collection[Cut],
+    window: int,
+    max_pixels: int,
+    num_workers: int,
+) -> Iterator[ViewBatch]:
     """Read the images of `indices` once each, in batches of one shape.
 
     Raises:
-        UndecodableImage: an image is damaged.
+        UndecodableImageError: an image is damaged.
     """
     batches = batches_by_shape(files, indices, cuts, window, max_pixels)
-    dataset = TestImages(files, cuts, window)
+    dataset = ViewedImages(files, cuts, window)
     return iter(
         DataLoader(
             dataset,
-            batch_sampler=batches,  # type: ignore[arg-type]
+            batch_sampler=batches,
             collate_fn=_collate,
             num_workers=num_workers,
             pin_memory=torch.cuda.is_available(),

@@ -40,9 +40,7 @@ class Protocol(NamedTuple):
     views: tuple[View, ...]
 
 
-def _views(
-    scale: int, positions: Sequence[Position | None], flips: bool, on_maps: bool = True
-) -> tuple[View, ...]:
+def _views(scale: int, positions: Sequence[Position | None], flips: bool, on_maps: bool = True) -> tuple[View, ...]:
     return tuple(
         View(scale, position, flip, on_maps)
         for position in positions

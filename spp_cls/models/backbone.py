@@ -22,9 +22,7 @@ class Backbone(nn.Sequential):
         for layer in spec.layers:
             if isinstance(layer, Conv):
                 stage += 1
-                layers[f"conv{stage}"] = nn.Conv2d(
-                    channels, layer.channels, layer.kernel, layer.stride, layer.padding
-                )
+                layers[f"conv{stage}"] = nn.Conv2d(channels, layer.channels, layer.kernel, layer.stride, layer.padding)
                 layers[f"relu{stage}"] = nn.ReLU(inplace=True)
                 channels = layer.channels
             elif isinstance(layer, Norm):
@@ -83,4 +81,3 @@ class Backbone(nn.Sequential):
                 f"the smallest side it takes is {smallest}"
             )
         return super().forward(images)
-

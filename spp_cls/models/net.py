@@ -65,6 +65,9 @@ class NetRecipe:
 class Head(nn.Sequential):
     """Two hidden fc layers with dropout, then the classifier: section 3.1 of the paper."""
 
+    hidden2: nn.Linear
+    classifier: nn.Module
+
     def __init__(self, in_features: int, hidden: int, num_classes: int, drop_rate: float) -> None:
         super().__init__(
             OrderedDict(

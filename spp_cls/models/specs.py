@@ -125,10 +125,7 @@ _OVERFEAT7 = replace(
     layers=(*_OVERFEAT5.layers, Conv(512, 3, padding=1), Conv(512, 3, padding=1)),
 )
 
-SPECS = {
-    spec.name: spec
-    for spec in (_ZF5, _CONVNET5, _OVERFEAT5, _OVERFEAT7, _narrowed(_ZF5, "zf5_tiny", divisor=4))
-}
+SPECS = {spec.name: spec for spec in (_ZF5, _CONVNET5, _OVERFEAT5, _OVERFEAT7, _narrowed(_ZF5, "zf5_tiny", divisor=4))}
 
 
 def get_spec(name: str) -> NetSpec:

@@ -34,8 +34,8 @@ def _entry_point(name: str, pooling: Literal["spp", "none"], variant: str) -> Ca
 for _name, _spec in SPECS.items():
     _smallest = Backbone(_spec).smallest_input
     for _pooling in ("none", "spp"):
-        _recipe = NetRecipe(_name, _pooling)  # type: ignore[arg-type]
+        _recipe = NetRecipe(_name, _pooling)
         _cfg = pretrained_cfg(_recipe, _smallest)
         _variant = _cfg["architecture"]
         default_cfgs.update(generate_default_cfgs({_variant: _cfg}))
-        register_model(_entry_point(_name, _pooling, _variant))  # type: ignore[arg-type]
+        register_model(_entry_point(_name, _pooling, _variant))
