@@ -11,7 +11,7 @@ from spp_cls import build_net, command
 from spp_cls.data.datamodule import ImageNetDataModule
 from spp_cls.module import LitClassifier
 from spp_cls.progress import Progress
-from spp_cls.run_folder import RunFolder, closing_lines
+from spp_cls.run_folder import RunFolder, closing_lines, opening_lines
 
 CONFIG_DIR = Path(__file__).parent.resolve() / "conf"
 
@@ -20,7 +20,6 @@ def train(cfg: DictConfig) -> None:
     """Compose data, net, module and trainer from the configuration, and fit."""
     options = command.plain(cfg)
     model = options["model"]
-    pl.seed_everything(cfg.seed, verbose=False)
     data = ImageNetDataModule(
         **options["data"],
         crop=model["input_size"],
@@ -29,6 +28,7 @@ def train(cfg: DictConfig) -> None:
         mean=model["mean"],
         seed=options["seed"],
     )
+    pl.seed_everything(cfg.seed, verbose=False)
     net = build_net(**model, num_classes=len(data.class_names), class_names=data.class_names)
     folder = RunFolder(Path(cfg.run_folder))
     folder.prepare(cfg)
@@ -52,6 +52,11 @@ def train(cfg: DictConfig) -> None:
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
+    data.check_batch(trainer.world_size)
+    for size in data.possible_sizes:
+        net.check_size(size, size)
+    if trainer.is_global_zero:
+        print(opening_lines(folder, net, data))
     module = LitClassifier(net, **options["optimizer"])
     trainer.fit(module, data, ckpt_path=folder.checkpoint_to_resume(net.recipe), weights_only=True)
     if trainer.is_global_zero:

@@ -1,8 +1,10 @@
 """The way into every Hydra command: strict configuration, and errors on one line."""
 
 import errno
+import logging
 import re
 import sys
+import warnings
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -33,6 +35,7 @@ def run(task: Callable[[DictConfig], None], config_dir: Path, config_name: str) 
         # Under --multirun each job comes here with its own overrides, already composed.
         _one_line(lambda: task(cfg))
 
+    _quiet()
     arguments = sys.argv[1:]
     if not any(argument.startswith("-") for argument in arguments):
         # Hydra reports mistakes on several lines and lets an experiment file invent keys.
@@ -97,13 +100,27 @@ def _leaves(tree: Any, prefix: str = "") -> dict[str, Any]:
 
 def _hydra_message(error: HydraException) -> str:
     # "Could not override 'data.rooot'.\nTo append to your config use +data.rooot=1": new keys are refused here.
-    message = _joined(re.sub(r"To append to your config use .*", "", str(error)))
+    message = _joined(re.split(r"To append to your config use|Config search path", str(error))[0])
     match = re.match(r"Could not override '(.+?)'\.", message)
     return f"there is no key {match[1]} in the configuration; see conf/ for those there are" if match else message
 
 
 def _joined(text: str) -> str:
     return " ".join(text.split())
+
+
+def _quiet() -> None:
+    """Leave out what Lightning says of itself; its warnings stay, but for those that are none here."""
+    for package in ("pytorch_lightning", "lightning_fabric"):
+        logging.getLogger(package).setLevel(logging.WARNING)
+    for message in (
+        r".*isinstance\(treespec, LeafSpec\)",  # Lightning's own call
+        r"Checkpoint directory .* exists and is not empty",  # a run is resumed in its folder
+        r"The '\w+' does not have many workers",  # num_workers is the user's
+        r"It is recommended to use .*sync_dist=True",  # the figures are summed over processes already
+        r"The number of training batches \(\d+\) is smaller than the logging interval",
+    ):
+        warnings.filterwarnings("ignore", message)
 
 
 def _one_line(action: Callable[[], None]) -> None:

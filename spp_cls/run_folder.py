@@ -9,7 +9,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from spp_cls.checkpoint import RECIPE_KEY, load_checkpoint, recipe_to_plain
 from spp_cls.errors import UserError
-from spp_cls.models.net import NetRecipe
+from spp_cls.data.datamodule import ImageNetDataModule
+from spp_cls.models.net import NetRecipe, SPPNet
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,16 @@ class RunFolder:
                 f"the run in {self.path} is of another network ({'; '.join(different)}); choose another name=..."
             )
         return self.last
+
+
+def opening_lines(folder: RunFolder, net: SPPNet, data: ImageNetDataModule) -> str:
+    """Return what a run is about to do."""
+    parameters = sum(parameter.numel() for parameter in net.parameters())
+    pooling = f"SPP {net.pool.levels}" if net.recipe.pooling == "spp" else "no SPP"
+    return (
+        f"{net.recipe.name}, {pooling}, {parameters:,} parameters; {data.root}: {len(data.train_files):,} images to "
+        f"train on, {len(data.val_files):,} to validate, {net.num_classes} classes; sizes {data.sizes}; {folder.path}"
+    )
 
 
 def closing_lines(folder: RunFolder, cfg: DictConfig, validation_errors: list[float]) -> str:

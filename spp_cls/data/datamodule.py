@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader
 from spp_cls.data.batch import Batch, Sample, collate, finish_on_device
 from spp_cls.data.dataset import CentreCrops, TrainingCrops
 from spp_cls.data.sampler import ShardSampler, TrainingSampler
-from spp_cls.data.sizes import size_of_epoch
+from spp_cls.data.sizes import possible_sizes, size_of_epoch
 from spp_cls.data.sources import ImageFiles, open_source
 from spp_cls.errors import UserError
 from spp_cls.models.net import IMAGENET_MEAN
@@ -56,7 +56,7 @@ class ImageNetDataModule(pl.LightningDataModule):
         self.save_hyperparameters("sizes", logger=False)
         if seed < 0:
             raise UserError(f"seed is 0 or more, not {seed}")
-        size_of_epoch(sizes, 0, crop, seed)
+        self.possible_sizes = possible_sizes(sizes, crop)
 
     @cached_property
     def train_files(self) -> ImageFiles:
@@ -75,18 +75,22 @@ class ImageNetDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """List the data and check that it fills a batch, before anything is read."""
-        if self.batch_size < 1 or self.batch_size % self._processes:
+        self.check_batch(self._processes)
+        if not len(self.val_files):
+            raise UserError(f"there are no validation images in {self.val_files.root}")
+
+    def check_batch(self, processes: int) -> None:
+        """Raise UserError if the global batch cannot be shared out evenly or the training images do not fill it."""
+        if self.batch_size < 1 or self.batch_size % processes:
             raise UserError(
-                f"the global batch of {self.batch_size} does not divide by {self._processes} processes; "
-                f"set data.batch_size to a multiple of {self._processes}"
+                f"the global batch of {self.batch_size} does not divide by {processes} processes; "
+                f"set data.batch_size to a multiple of {processes}"
             )
         if len(self.train_files) < self.batch_size:
             raise UserError(
                 f"{len(self.train_files)} training images do not fill a batch of {self.batch_size}; "
                 "set a smaller data.batch_size"
             )
-        if not len(self.val_files):
-            raise UserError(f"there are no validation images in {self.val_files.root}")
 
     @property
     def _processes(self) -> int:

@@ -18,15 +18,24 @@ def size_of_epoch(sizes: str | Sequence[int], epoch: int, crop: int, seed: int) 
     Raises:
         UserError: anything else.
     """
+    possible = possible_sizes(sizes, crop)
+    if sizes == "random":
+        return int(generator(Purpose.IMAGE_SIZE, seed, epoch).integers(possible[0], possible[-1], endpoint=True))
+    return possible[epoch % len(possible)]
+
+
+def possible_sizes(sizes: str | Sequence[int], crop: int) -> list[int]:
+    """Return every size that an epoch can have, in the order of the epochs; for `random`, in rising order.
+
+    Raises:
+        UserError: sizes is none of the words and no list of whole numbers.
+    """
     small = round(crop * _SMALL)
     if isinstance(sizes, str):
-        if sizes == "random":
-            return int(generator(Purpose.IMAGE_SIZE, seed, epoch).integers(small, crop, endpoint=True))
-        if sizes not in ("single", "alternate"):
+        words = {"single": [crop], "alternate": [crop, small], "random": list(range(small, crop + 1))}
+        if sizes not in words:
             raise UserError(f"sizes is single, alternate, random or a list such as [224,180], not {sizes!r}")
-        turn: Sequence[int] = [crop] if sizes == "single" else [crop, small]
-    else:
-        turn = sizes
-        if not turn or any(not isinstance(size, int) or size < 1 for size in turn):
-            raise UserError(f"sizes lists whole numbers of pixels, such as [224,180], not {list(sizes)}")
-    return turn[epoch % len(turn)]
+        return words[sizes]
+    if not sizes or any(not isinstance(size, int) or size < 1 for size in sizes):
+        raise UserError(f"sizes lists whole numbers of pixels, such as [224,180], not {list(sizes)}")
+    return list(sizes)

@@ -3,7 +3,7 @@
 import math
 from collections import OrderedDict
 
-from torch import Tensor, nn
+from torch import nn
 
 from spp_cls.errors import UserError
 from spp_cls.models.lrn import LocalResponseNorm
@@ -67,17 +67,11 @@ class Backbone(nn.Sequential):
             size += 1
         return size
 
-    def forward(self, images: Tensor) -> Tensor:
-        """Map N x C x H x W images to the last feature map.
-
-        Raises:
-            UserError: a side is under `smallest_input`.
-        """
-        height, width = images.shape[-2:]
+    def check_size(self, height: int, width: int) -> None:
+        """Raise UserError if images of height x width pixels leave no cell in the last map."""
         smallest = self.smallest_input
         if height < smallest or width < smallest:
             raise UserError(
                 f"an image of {height} x {width} pixels leaves no cell in the last map of {self.spec.name}; "
                 f"the smallest side it takes is {smallest}"
             )
-        return super().forward(images)

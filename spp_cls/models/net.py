@@ -81,6 +81,13 @@ class Head(nn.Sequential):
             )
         )
 
+    def forward(self, values: Tensor, pre_logits: bool = False) -> Tensor:
+        """Map N x in_features values to N x num_classes logits, or to the N x hidden values before them."""
+        *hidden, classifier = self.children()
+        for layer in hidden:
+            values = layer(values)
+        return values if pre_logits else classifier(values)
+
 
 def _classifier(in_features: int, num_classes: int) -> nn.Module:
     return nn.Linear(in_features, num_classes) if num_classes else nn.Identity()
@@ -134,21 +141,24 @@ class SPPNet(nn.Module):
         Raises:
             UserError: the images are too small, or of another size than the one a net without SPP takes.
         """
-        side = self.recipe.input_size
-        height, width = images.shape[-2:]
-        if self.recipe.pooling == "none" and (height != side or width != side):
-            raise UserError(
-                f"{self.recipe.name} without SPP takes images of {side} x {side} pixels, not {height} x {width}; "
-                "build it with pooling='spp' for any size"
-            )
+        self.check_size(*images.shape[-2:])
         if self.recipe.init == "kaiming":
             images = images / _PIXEL_DEVIATION
         return self.backbone(images)
 
+    def check_size(self, height: int, width: int) -> None:
+        """Raise UserError if the network cannot take images of height x width pixels."""
+        side = self.recipe.input_size
+        if self.recipe.pooling == "none" and (height != side or width != side):
+            raise UserError(
+                f"{self.recipe.name} without SPP takes images of {side} x {side} pixels, not {height} x {width}; "
+                "with SPP it takes any size"
+            )
+        self.backbone.check_size(height, width)
+
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
         """Map N x num_features x h x w maps to N x num_classes logits, or to the N x 4096 values before them."""
-        values = self.pool(maps)
-        return self.head[:-1](values) if pre_logits else self.head(values)
+        return self.head(self.pool(maps), pre_logits)
 
     def forward_windows(self, maps: Tensor, windows: Tensor) -> Tensor:
         """Map K windows of feature maps to K x num_classes logits.
