@@ -116,8 +116,9 @@ def _quiet() -> None:
     for message in (
         r".*isinstance\(treespec, LeafSpec\)",  # Lightning's own call
         r"Checkpoint directory .* exists and is not empty",  # a run is resumed in its folder
-        r"The '\w+' does not have many workers",  # num_workers is the user's
+        r"The '\w+' does not have many workers",  # their number is the user's choice
         r"It is recommended to use .*sync_dist=True",  # the figures are summed over processes already
+        r"This DataLoader will create \d+ worker processes",  # likewise
         r"The number of training batches \(\d+\) is smaller than the logging interval",
     ):
         warnings.filterwarnings("ignore", message)

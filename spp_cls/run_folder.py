@@ -8,8 +8,8 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from spp_cls.checkpoint import RECIPE_KEY, load_checkpoint, recipe_to_plain
-from spp_cls.errors import UserError
 from spp_cls.data.datamodule import ImageNetDataModule
+from spp_cls.errors import UserError
 from spp_cls.models.net import NetRecipe, SPPNet
 
 

@@ -54,17 +54,19 @@ def evaluate(
         dynamic_ncols=True,
     )
     with bar, torch.inference_mode():
-        wrong = 0
+        wrong = seen = 0
         for batch in batches:
             with fabric.autocast():
-                scores = score_views(net, _to_device(batch, fabric), views)
+                logits = view_logits(net, _to_device(batch, fabric), views)
+            scores = {view: each.float().softmax(1) for view, each in logits.items()}
             for protocol in protocols:
                 mean = torch.stack([scores[view] for view in protocol.views]).mean(0)
                 parts[protocol.name].append(Predictions.of(mean, batch.labels, batch.indices))
             first = parts[protocols[0].name][-1]
             wrong += len(batch.labels) - first.right(1)
             bar.update(len(batch.labels))
-            bar.set_postfix_str(f"{protocols[0].name} top-1 error {100 * wrong / bar.n:.2f} %")
+            seen += len(batch.labels)
+            bar.set_postfix_str(f"{protocols[0].name} top-1 error {100 * wrong / seen:.2f} %")
     results = {name: Predictions.gathered(some, fabric.world_size) for name, some in parts.items()}
     for name, predictions in results.items():
         assert len(predictions) == len(files), f"{name} saw {len(predictions)} of {len(files)} images"
@@ -96,28 +98,27 @@ def check_classes(net: SPPNet, files: ImageFiles) -> None:
         )
 
 
-def score_views(net: SPPNet, images: dict[Cut, Tensor], views: Collection[View]) -> dict[View, Tensor]:
-    """Return the softmax scores, N x classes, of each view of N images of one shape.
+def view_logits(net: SPPNet, images: dict[Cut, Tensor], views: Collection[View]) -> dict[View, Tensor]:
+    """Return the logits, N x classes, of each view of N images of one shape.
 
     `images` are the cuts of the views, uint8 N x 3 x h x w. Each scale and flip takes one pass of the convolutions,
     and all windows on its maps one pass of the fc layers.
     """
     window = net.recipe.input_size
-    scores: dict[View, Tensor] = {}
+    logits: dict[View, Tensor] = {}
     passes: dict[tuple[Cut, bool], list[View]] = defaultdict(list)
     for view in sorted(views, key=str):
         passes[cut_of(view, window), view.flip].append(view)
     for (cut, flip), members in passes.items():
         pixels = images[cut].flip(-1) if flip else images[cut]
-        logits = _logits(net, minus_mean(pixels, net.recipe.mean), members)
-        scores.update({view: each.float().softmax(1) for view, each in zip(members, logits, strict=True)})
-    return scores
+        logits.update(_one_pass(net, minus_mean(pixels, net.recipe.mean), members))
+    return logits
 
 
-def _logits(net: SPPNet, inputs: Tensor, views: Sequence[View]) -> list[Tensor]:
-    """Logits of each view, N x classes; the views are of one cut and one flip."""
+def _one_pass(net: SPPNet, inputs: Tensor, views: Sequence[View]) -> dict[View, Tensor]:
+    """Logits of the views of one cut and one flip."""
     if not views[0].on_maps:
-        return [net(inputs)]
+        return {views[0]: net(inputs)}
     maps = net.forward_features(inputs)
     found: dict[View, Tensor] = {}
     windowed = [view for view in views if view.position is not None]
@@ -128,7 +129,7 @@ def _logits(net: SPPNet, inputs: Tensor, views: Sequence[View]) -> list[Tensor]:
     for view in views:
         if view.position is None:
             found[view] = net.forward_head(maps)
-    return [found[view] for view in views]
+    return found
 
 
 def _cells_of(net: SPPNet, view: View, width: int, height: int, maps: Tensor) -> tuple[int, int, int, int]:
