@@ -116,8 +116,10 @@ class ImageNetDataModule(pl.LightningDataModule):
         """Batches of the current epoch's training crops, this process's share of each global batch."""
         dataset = TrainingCrops(self.train_files, self.crop, self.seed, self.colour_deviation)
         sampler = TrainingSampler(len(self.train_files), self.batch_size, self.seed, self._rank, self._processes)
-        # Lightning tells the sampler the epoch only after it has started the workers of a resumed run.
-        sampler.set_epoch(self.trainer.current_epoch if self.trainer else 0)
+        if self.trainer is not None:
+            # Lightning tells the sampler the epoch only after it has started the workers of a resumed run, and
+            # corrects trainer.current_epoch even later; the epochs processed are right from the start.
+            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
         return self._loader(dataset, sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Sample]:
