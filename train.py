@@ -1,6 +1,7 @@
 """Train a network: python train.py [key=value ...]; conf/train.yaml lists the keys."""
 
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
@@ -32,20 +33,16 @@ def train(cfg: DictConfig) -> None:
     net = build_net(**model, num_classes=len(data.class_names), class_names=data.class_names)
     folder = RunFolder(Path(cfg.run_folder))
     folder.prepare(cfg)
+    # After the validation of an epoch, whose error the learning rate goes by.
+    when: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
     trainer = pl.Trainer(
         **options["trainer"],
         logger=TensorBoardLogger(folder.path, name="", version=folder.logs.name),
         callbacks=[
             Progress(),
-            ModelCheckpoint(
-                folder.path,
-                filename=folder.best.stem,
-                monitor="val/top1_error",
-                save_last=True,
-                # After the validation of the epoch, whose error the learning rate goes by.
-                save_on_train_epoch_end=True,
-                enable_version_counter=False,
-            ),
+            ModelCheckpoint(folder.path, filename=folder.best.stem, monitor="val/top1_error", **when),
+            # Not save_last, which keeps the last of the best.
+            ModelCheckpoint(folder.path, filename=folder.last.stem, **when),
         ],
         # The samplers share the images out themselves, without padding.
         use_distributed_sampler=False,

@@ -1,6 +1,7 @@
 """The folder of a run: its configuration, checkpoints and logs; the same command finds it again and goes on."""
 
 import os
+import shlex
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,14 +81,17 @@ def opening_lines(folder: RunFolder, net: SPPNet, data: ImageNetDataModule) -> s
 
 def closing_lines(folder: RunFolder, cfg: DictConfig, validation_errors: list[float]) -> str:
     """Return what a finished run tells: its best error, where things lie and the commands to type next."""
+    if not validation_errors:
+        return f"Stopped before the end of the first epoch; there is no checkpoint in {folder.path} yet"
     lowest = min(validation_errors)
     epoch = validation_errors.index(lowest)
-    data = f"data={cfg.data.kind} data.root={cfg.data.root}"
+    protocols = "crop1,crop10,full1,map10" if cfg.model.pooling == "spp" else "crop1,crop10"
+    test = ["eval.py", f"ckpt={folder.best}", f"data={cfg.data.kind}", f"data.root={cfg.data.root}"]
     return "\n".join(
         (
             f"\nLowest validation top-1 error: {lowest:.2f} % (epoch {epoch} of {len(validation_errors)}, from 0)",
             f"Checkpoints: {folder.best} {folder.last}",
-            f"Curves:      tensorboard --logdir {folder.logs}",
-            f"Test it:     python eval.py ckpt={folder.best} {data} protocol=[crop1,crop10,full1]",
+            f"Curves:      tensorboard --logdir {shlex.quote(str(folder.logs))}",
+            f"Test it:     python {shlex.join([*test, f'protocol=[{protocols}]'])}",
         )
     )

@@ -1,0 +1,244 @@
+"""The command lines, as users type them."""
+
+import csv
+import json
+import os
+import re
+import resource
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import REPOSITORY, Command, error_of, write_image
+
+TINY = ("data=imagefolder", "data.batch_size=8", "data.num_workers=2", "model.input_size=64", "name=small")
+
+
+def rows_of(result: subprocess.CompletedProcess[str]) -> list[dict]:
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.strip().splitlines()[-1])["rows"]
+
+
+@pytest.fixture(scope="module")
+def trained(shared_image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of two epochs, and the folder it was started in."""
+    folder = tmp_path_factory.mktemp("trained")
+    result = subprocess.run(
+        [sys.executable, REPOSITORY / "train.py", *TINY, f"data.root={shared_image_folder}", "trainer.max_epochs=2"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    (folder / "stdout").write_text(result.stdout)
+    return folder
+
+
+def test_training_says_what_it_does_and_what_to_type_next(trained: Path, shared_image_folder: Path) -> None:
+    printed = (trained / "stdout").read_text()
+    assert "zf5_tiny, SPP (6, 3, 2, 1)" in printed
+    assert "24 images to train on, 9 to validate, 3 classes" in printed
+    assert "images/s=" in printed
+    assert "top-1 error=" in printed
+    assert "tensorboard --logdir runs/small/tensorboard" in printed
+    # The printed command, typed as it is.
+    (command,) = re.findall(r"python (eval\.py .*)", printed)
+    script, *arguments = shlex.split(command)
+    result = subprocess.run(
+        [sys.executable, REPOSITORY / script, *arguments],
+        cwd=trained,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert [row["protocol"] for row in rows_of(result)] == ["crop1", "crop10", "full1", "map10"]
+
+
+def test_eval_counts_what_training_counted(trained: Path, shared_image_folder: Path, command: Command) -> None:
+    checkpoint = torch.load(trained / "runs/small/last.ckpt", weights_only=True)
+    result = command(
+        "eval.py",
+        f"ckpt={trained}/runs/small/last.ckpt",
+        "data=imagefolder",
+        f"data.root={shared_image_folder}",
+        "data.num_workers=0",
+        "protocol=[crop1,full1]",
+    )
+    crop1, _ = rows_of(result)
+    assert crop1["top1_error"] == checkpoint["validation_errors"][-1]
+    assert (crop1["images"], crop1["views"], crop1["sizes"], crop1["pooling"]) == (9, 1, "alternate", "spp")
+    assert re.search(r"protocol +views +top-1 error % +top-5 error % +images", result.stdout)
+
+
+def test_predictions_recompute_the_rows(
+    trained: Path, shared_image_folder: Path, tmp_path: Path, command: Command
+) -> None:
+    data = ("data=imagefolder", f"data.root={shared_image_folder}", "data.num_workers=0")
+    files = ("predictions=predictions.csv", "out=rows.csv")
+    rows = rows_of(command("eval.py", f"ckpt={trained}/runs/small/best.ckpt", *data, *files, "protocol=[crop1,map10]"))
+    with (tmp_path / "predictions.csv").open() as file:
+        predictions = list(csv.DictReader(file))
+    assert len(predictions) == 18
+    for row in rows:
+        own = [p for p in predictions if p["protocol"] == row["protocol"]]
+        wrong = sum(p["class1"] != p["label"] for p in own)
+        assert row["top1_error"] == 100 * wrong / 9
+        assert {p["image"].split("/")[0] for p in own} == {p["label"] for p in own}
+    with (tmp_path / "rows.csv").open() as file:
+        written = list(csv.DictReader(file))
+    assert [float(row["top1_error"]) for row in written] == [row["top1_error"] for row in rows]
+
+
+def test_the_same_command_resumes(trained: Path, shared_image_folder: Path) -> None:
+    arguments = (*TINY, f"data.root={shared_image_folder}")
+
+    def train(epochs: int, *more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, REPOSITORY / "train.py", *arguments, f"trainer.max_epochs={epochs}", *more],
+            cwd=trained,
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+
+    before = torch.load(trained / "runs/small/last.ckpt", weights_only=True)["validation_errors"]
+    assert len(before) == 2
+    result = train(3)
+    assert result.returncode == 0, result.stderr
+    assert "Epoch 2" in result.stdout
+    assert "Epoch 1:" not in result.stdout
+    after = torch.load(trained / "runs/small/last.ckpt", weights_only=True)["validation_errors"]
+    assert len(after) == 3
+    assert after[:2] == before
+    assert "is of another network (levels was (6, 3, 2, 1), is (4, 2, 1))" in error_of(train(3, "model.levels=[4,2,1]"))
+
+
+def remove_classes(root: Path) -> None:
+    (root / "train").rename(root / "x")
+    (root / "train").mkdir()
+
+
+def stranger_in_val(root: Path) -> None:
+    write_image(root / "val/pink/0.jpg", 80, 80, (250, 150, 150))
+
+
+@pytest.mark.parametrize(
+    ("change", "overrides", "message"),
+    [
+        (None, ["data.root=/nowhere"], "there is no folder /nowhere; set data.root"),
+        (remove_classes, [], "has no class folders"),
+        (stranger_in_val, [], "class pink is in"),
+        (None, ["data.bacth_size=4"], "there is no key data.bacth_size"),
+        (None, ["run_folder=images/train/red/0.jpg"], "cannot write the run folder images/train/red/0.jpg"),
+        (None, ["data.batch_size=7", "trainer.devices=2", "trainer.accelerator=cpu"], "does not divide by 2 processes"),
+        (None, ["data.batch_size=64"], "24 training images do not fill a batch of 64"),
+        (None, ["sizes=[64,16]"], "the smallest side it takes is 23"),
+        (None, ["model.pooling=none"], "takes images of 64 x 64 pixels, not 51 x 51"),
+        (None, ["seed=-1"], "seed is 0 or more"),
+    ],
+)
+def test_mistakes_in_training(change, overrides: list[str], message: str, image_folder: Path, command: Command) -> None:
+    if change:
+        change(image_folder)
+    assert message in error_of(command("train.py", *TINY, f"data.root={image_folder}", *overrides))
+
+
+def test_a_full_disk_is_one_line(image_folder: Path, tmp_path: Path) -> None:
+    # A limit on the size of a file stands for a disk that is full: writing the checkpoint fails.
+    result = subprocess.run(
+        [sys.executable, REPOSITORY / "train.py", *TINY, f"data.root={image_folder}", "trainer.max_epochs=1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
+    )
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert re.search(r"^error: cannot write .*(File too large|No space)", result.stderr.strip().splitlines()[-1])
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_no_permission_for_the_run_folder(image_folder: Path, tmp_path: Path, command: Command) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    arguments = (*TINY, f"data.root={image_folder}", "run_folder=locked/run")
+    assert "cannot write the run folder locked/run: Permission denied" in error_of(command("train.py", *arguments))
+
+
+def test_damaged_images(image_folder: Path, command: Command, trained: Path) -> None:
+    (image_folder / "train/red/3.jpg").write_bytes((image_folder / "train/red/3.jpg").read_bytes()[:1500])
+    result = command("train.py", *TINY, f"data.root={image_folder}", "trainer.max_epochs=2")
+    assert result.returncode == 0, result.stderr
+    assert len(re.findall(r"cannot decode the image \S+train/red/3\.jpg", result.stderr)) == 1
+
+    bad = image_folder / "val/green/1.jpg"
+    bad.write_bytes(bad.read_bytes()[:1500])
+    result = command("train.py", *TINY, f"data.root={image_folder}", "trainer.max_epochs=3")
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert result.stderr.strip().splitlines()[-1].startswith(f"error: cannot decode the image {bad}: ")
+    data = ("data=imagefolder", f"data.root={image_folder}", "data.num_workers=2")
+    result = command("eval.py", f"ckpt={trained}/runs/small/best.ckpt", *data, "protocol=[crop1]")
+    assert result.returncode == 1
+    assert "rows" not in result.stdout
+    assert result.stderr.strip().splitlines()[-1].startswith(f"error: cannot decode the image {bad}: ")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["ckpt=nowhere.ckpt"], "there is no checkpoint nowhere.ckpt"),
+        ([], "ckpt is not set"),
+        (["ckpt=images/val/red/0.jpg"], "images/val/red/0.jpg is not a checkpoint of spp_cls"),
+        (["protocol=[crop2]"], "there is no protocol 'crop2'; choose among crop1, crop10"),
+        (["protocl=[crop1]"], "there is no key protocl"),
+        (["data.root=two"], "has 2 classes, the checkpoint 3"),
+    ],
+)
+def test_mistakes_in_testing(
+    overrides: list[str], message: str, image_folder: Path, tmp_path: Path, trained: Path, command: Command
+) -> None:
+    for name in ("blue", "red"):
+        write_image(tmp_path / f"two/val/{name}/0.jpg", 80, 80, (1, 2, 3))
+    ckpt = [] if not overrides else [f"ckpt={trained}/runs/small/best.ckpt"]
+    arguments = [*ckpt, "data=imagefolder", f"data.root={image_folder}", "data.num_workers=0"]
+    # A later override of a key takes the place of an earlier one.
+    arguments = [a for a in arguments if a.split("=")[0] not in {o.split("=")[0] for o in overrides}]
+    assert message in error_of(command("eval.py", *arguments, *overrides))
+
+
+@pytest.mark.slow
+def test_two_processes_train_and_test_as_one(image_folder: Path, tmp_path: Path, command: Command) -> None:
+    arguments = (*TINY, f"data.root={image_folder}", "trainer.accelerator=cpu", "trainer.max_epochs=2")
+    assert command("train.py", *arguments, "name=one", "model.drop_rate=0").returncode == 0
+    result = command("train.py", *arguments, "name=two", "model.drop_rate=0", "trainer.devices=2")
+    assert result.returncode == 0, result.stderr
+    one, two = (torch.load(tmp_path / f"runs/{name}/last.ckpt", weights_only=True) for name in ("one", "two"))
+    for key, weight in one["state_dict"].items():
+        # The mean of two half batches is a sum in another order.
+        torch.testing.assert_close(two["state_dict"][key], weight, rtol=1e-4, atol=1e-5)
+    data = ("data=imagefolder", f"data.root={image_folder}", "data.num_workers=0", "protocol=[crop10,map10]")
+    alone = rows_of(command("eval.py", f"ckpt={tmp_path}/runs/one/last.ckpt", *data))
+    for processes in (2, 3, 7):
+        devices = ("trainer.accelerator=cpu", f"trainer.devices={processes}")
+        shared = rows_of(command("eval.py", f"ckpt={tmp_path}/runs/one/last.ckpt", *data, *devices))
+        for key in ("protocol", "top1_error", "top5_error", "images"):
+            assert [row[key] for row in shared] == [row[key] for row in alone]
+
+
+@pytest.mark.slow
+def test_the_demo_learns(command: Command, tmp_path: Path) -> None:
+    result = command("train.py")
+    assert result.returncode == 0, result.stderr
+    errors = torch.load(tmp_path / "runs/demo-zf5_tiny-spp/best.ckpt", weights_only=True)["validation_errors"]
+    # Chance is 90 %.
+    assert min(errors) < 15
