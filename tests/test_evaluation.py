@@ -15,7 +15,7 @@ from spp_cls.data.dataset import read_image
 from spp_cls.data.sources import ImageFiles, open_source
 from spp_cls.evaluation.evaluate import evaluate, view_logits
 from spp_cls.evaluation.images import batches_by_shape, cut_of, view_batches
-from spp_cls.evaluation.views import PROTOCOLS, SIX_SCALES, View, get_protocol, map_views
+from spp_cls.evaluation.views import PROTOCOLS, SIX_SCALES, View, custom_protocol, get_protocol, map_views
 from spp_cls.evaluation.windows import window_cells
 from tests.conftest import write_image
 from tests.test_pyramid import pooled_by_loops
@@ -237,3 +237,28 @@ def test_mistakes(shapes_folder: Path) -> None:
     net = spp_cls.build_net("zf5_tiny", num_classes=3, class_names=("c0", "c1", "x"), input_size=112)
     with pytest.raises(ValueError, match="class c2 of"):
         evaluate(net, files, [get_protocol("crop1")], CPU)
+
+
+class TestCustomProtocol:
+    def test_scales_and_positions_of_ones_own(self) -> None:
+        views = custom_protocol([256, 384], ["centre", "corners"], flips=False).views
+        assert len(views) == len(set(views)) == 10
+        assert {view.scale for view in views} == {256, 384}
+        assert set(custom_protocol(SIX_SCALES, ["centre", "corners", "sides"], True).views) == set(
+            PROTOCOLS["map96"].views
+        )
+        # At 224 the four corners are two; the whole image may be smaller than a window.
+        assert len(custom_protocol([224], ["corners"], flips=False).views) == 2
+        assert custom_protocol([180], ["full"], flips=False).views == (View(180, None, False, True),)
+
+    @pytest.mark.parametrize(
+        ("scales", "positions", "message"),
+        [
+            ([200], ["centre"], "smaller than the window"),
+            ([256], ["left"], "no position 'left'"),
+            ([], ["full"], "needs"),
+        ],
+    )
+    def test_mistakes(self, scales: list[int], positions: list[str], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            custom_protocol(scales, positions, flips=True)

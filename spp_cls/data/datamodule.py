@@ -119,7 +119,8 @@ class ImageNetDataModule(pl.LightningDataModule):
         if self.trainer is not None:
             # Lightning tells the sampler the epoch only after it has started the workers of a resumed run, and
             # corrects trainer.current_epoch even later; the epochs processed are right from the start.
-            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)
+            progress: Any = self.trainer.fit_loop.epoch_progress.current
+            sampler.set_epoch(progress.processed)
         return self._loader(dataset, sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Sample]:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from spp_cls.data.crops import CENTRE, FIVE, Position
+from spp_cls.data.crops import CENTRE, CORNERS, FIVE, Position
 from spp_cls.errors import UserError
 
 # The side of the windows, and the unit of all scales here: the crops that the paper's networks were trained on.
@@ -12,11 +12,18 @@ REFERENCE = 224
 # Section 3.1.4: the scales of 96-view testing.
 SIX_SCALES = (224, 256, 300, 360, 448, 560)
 
-# Centre, four corners and the middles of the four sides.
-NINE: tuple[Position, ...] = (*FIVE, (0.5, 0), (0.5, 1), (0, 0.5), (1, 0.5))
+SIDES: tuple[Position, ...] = ((0.5, 0), (0.5, 1), (0, 0.5), (1, 0.5))
 
-# Where the window is as large as the shorter side, only three of the nine differ: those along the longer side.
-THREE: tuple[Position, ...] = (CENTRE, (0, 0), (1, 1))
+# Centre, four corners and the middles of the four sides.
+NINE: tuple[Position, ...] = (*FIVE, *SIDES)
+
+# The words for positions on the command line.
+POSITIONS: dict[str, tuple[Position | None, ...]] = {
+    "centre": (CENTRE,),
+    "corners": CORNERS,
+    "sides": SIDES,
+    "full": (None,),
+}
 
 
 class View(NamedTuple):
@@ -48,18 +55,43 @@ def _views(scale: int, positions: Sequence[Position | None], flips: bool, on_map
     )
 
 
-def map_views(scales: Sequence[int]) -> tuple[View, ...]:
-    """Views on maps at several scales: nine positions a scale (three at 224), with flips (section 3.1.4).
+def map_views(
+    scales: Sequence[int], positions: Sequence[Position | None] = NINE, flips: bool = True
+) -> tuple[View, ...]:
+    """Views on maps at several scales, by default at nine positions a scale with flips (section 3.1.4).
+
+    Where the window is as large as the shorter side, positions that differ only along it are one: three of nine.
 
     Raises:
-        UserError: a scale is smaller than the window.
+        UserError: a scale is smaller than the window, or no whole number.
     """
     views: tuple[View, ...] = ()
     for scale in scales:
-        if scale < REFERENCE:
+        if not isinstance(scale, int) or (scale < REFERENCE and any(position for position in positions)):
             raise UserError(f"scale {scale} is smaller than the window of {REFERENCE}; give {REFERENCE} or more")
-        views += _views(scale, THREE if scale == REFERENCE else NINE, flips=True)
+        distinct: dict[Position | None, None] = dict.fromkeys(positions)
+        if scale == REFERENCE:
+            # Images are wide or high; on the diagonal a position is the same along either side.
+            distinct = dict.fromkeys(position and (position[0], position[0]) for position in positions)
+        views += _views(scale, list(distinct), flips)
     return views
+
+
+def custom_protocol(scales: Sequence[int], positions: Sequence[str], flips: bool) -> Protocol:
+    """Return a protocol of one's own on feature maps: scales, and positions among centre, corners, sides, full.
+
+    Raises:
+        UserError: nothing to average, a scale smaller than the window, or another word.
+    """
+    unknown = [word for word in positions if word not in POSITIONS]
+    if unknown:
+        raise UserError(f"there is no position {unknown[0]!r}; choose among {', '.join(POSITIONS)}")
+    if not scales or not positions:
+        raise UserError(
+            "protocol=custom needs scales and positions, such as scales=[256,384] positions=[centre,corners]"
+        )
+    places = [position for word in positions for position in POSITIONS[word]]
+    return Protocol("custom", map_views(list(dict.fromkeys(scales)), places, flips))
 
 
 _FULL = _views(256, [None], flips=False)
