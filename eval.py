@@ -1,71 +1,57 @@
-"""Test a checkpoint: python eval.py ckpt=PATH [key=value ...]; conf/eval.yaml lists the keys."""
+"""Test checkpoints: python eval.py ckpt=PATH [key=value ...]; conf/eval.yaml lists the keys."""
 
 import json
-import platform
-import time
 from dataclasses import asdict
-from importlib.metadata import version
 from pathlib import Path
 
-import torch
 from lightning_fabric import Fabric
 from omegaconf import DictConfig
 
-from spp_cls import command
-from spp_cls.checkpoint import load_checkpoint, net_from_checkpoint, training_sizes
+from spp_cls import UserError, command
 from spp_cls.data.sources import open_source
-from spp_cls.evaluation.evaluate import evaluate
 from spp_cls.evaluation.predictions import write_csv
-from spp_cls.evaluation.views import get_protocol
-from spp_cls.tables import Row, append_csv, file_sha256, hardware, terminal_table
+from spp_cls.evaluation.report import checkpoint_rows, checkpoints_in, chosen_protocols
+from spp_cls.rows import Row, append_csv, read_csv
+from spp_cls.tables import terminal_table
 
 CONFIG_DIR = Path(__file__).parent.resolve() / "conf"
 
 
 def test(cfg: DictConfig) -> None:
-    """Score the checkpoint under each protocol; print a table and, as the last line, the rows as JSON."""
-    protocols = [get_protocol(name) for name in cfg.protocol]
-    checkpoint = load_checkpoint(cfg.ckpt)
-    net = net_from_checkpoint(checkpoint)
+    """Test a checkpoint, or all of a folder; print a table and, as the last line, the rows as JSON."""
+    options = command.plain(cfg)
+    protocols = chosen_protocols(options["protocol"], options["scales"], options["positions"], options["flips"])
+    paths = checkpoints_in(cfg.ckpt)
+    if cfg.predictions and len(paths) > 1:
+        raise UserError(f"predictions are for one checkpoint, and {cfg.ckpt} has {len(paths)}; name one")
+    done = read_csv(cfg.out) if cfg.out and Path(cfg.ckpt).is_dir() else []
     files = open_source(cfg.data.kind, cfg.data.root, "val")
-    fabric = Fabric(**command.plain(cfg.trainer))
+    data = Path(cfg.data.root).resolve().name if cfg.data.kind == "imagefolder" else cfg.data.kind
+    fabric = Fabric(**options["trainer"])
     fabric.launch()
-    fabric.to_device(net.to(memory_format=torch.channels_last))
-    start = time.perf_counter()
-    results = evaluate(net, files, protocols, fabric, cfg.max_pixels, cfg.data.num_workers)
-    seconds = time.perf_counter() - start
-    rows = [
-        Row(
-            protocol=protocol.name,
-            views=len(protocol.views),
-            top1_error=results[protocol.name].error(1),
-            top5_error=results[protocol.name].error(5),
-            images=len(results[protocol.name]),
-            net=net.recipe.name,
-            pooling=net.recipe.pooling,
-            levels=" ".join(map(str, net.pool.levels)),
-            sizes=training_sizes(checkpoint),
-            parameters=sum(parameter.numel() for parameter in net.parameters()),
-            data=cfg.data.kind,
-            checkpoint=str(cfg.ckpt),
-            checkpoint_sha256=file_sha256(cfg.ckpt),
+    rows: list[Row] = []
+    for path in paths:
+        new, predictions = checkpoint_rows(
+            path,
+            protocols,
+            files,
+            data,
+            fabric,
             precision=str(cfg.trainer.precision),
-            seconds=round(seconds, 3),
-            images_per_second=round(len(files) / seconds, 3),
-            spp_cls=version("spp_cls"),
-            torch=torch.__version__,
-            python=platform.python_version(),
-            hardware=hardware(),
+            max_pixels=cfg.max_pixels,
+            num_workers=cfg.data.num_workers,
+            done=frozenset((row["checkpoint_sha256"], row["protocol"], row["data"]) for row in done),
         )
-        for protocol in protocols
-    ]
+        rows += new
+        if fabric.is_global_zero:
+            if cfg.out:
+                append_csv(new, cfg.out)
+            if cfg.predictions and predictions:
+                write_csv(predictions, files, cfg.predictions)
     if fabric.is_global_zero:
-        header = ("protocol", "views", "top-1 error %", "top-5 error %", "images")
-        print(terminal_table(header, [(r.protocol, r.views, r.top1_error, r.top5_error, r.images) for r in rows]))
-        if cfg.out:
-            append_csv(rows, cfg.out)
-        if cfg.predictions:
-            write_csv(results, files, cfg.predictions)
+        header = ("checkpoint", "protocol", "views", "top-1 error %", "top-5 error %", "images")
+        cells = [(r.checkpoint, r.protocol, r.views, r.top1_error, r.top5_error, r.images) for r in rows]
+        print(terminal_table(header, cells))
         print(json.dumps({"rows": [asdict(row) for row in rows]}))
 
 

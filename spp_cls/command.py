@@ -5,7 +5,7 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
@@ -33,13 +33,13 @@ def run(task: Callable[[DictConfig], None], config_dir: Path, config_name: str) 
 
     def checked(cfg: DictConfig) -> None:
         # Under --multirun each job comes here with its own overrides, already composed.
-        _one_line(lambda: task(cfg))
+        one_line(lambda: task(cfg))
 
     _quiet()
     arguments = sys.argv[1:]
     if not any(argument.startswith("-") for argument in arguments):
         # Hydra reports mistakes on several lines and lets an experiment file invent keys.
-        _one_line(lambda: check_configuration(config_dir, config_name, arguments))
+        one_line(lambda: check_configuration(config_dir, config_name, arguments))
     hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(checked)()
 
 
@@ -124,7 +124,23 @@ def _quiet() -> None:
         warnings.filterwarnings("ignore", message)
 
 
-def _one_line(action: Callable[[], None]) -> None:
+def options(defaults: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
+    """Read key=value arguments of a command that needs no more than a few keys.
+
+    Raises:
+        UserError: an argument that is no key=value, or a key that `defaults` lacks.
+    """
+    given = dict(defaults)
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if not equals or key not in defaults:
+            raise UserError(f"{argument} is none of the keys here; they are {', '.join(f'{k}=' for k in defaults)}")
+        given[key] = value
+    return given
+
+
+def one_line(action: Callable[[], None]) -> None:
+    """Run a command; print a mistake of the caller or a failure of the disk on one line, and exit with 1."""
     try:
         action()
     except UserError as error:

@@ -1,92 +1,124 @@
-"""Rows of results: one a protocol and checkpoint, as CSV and as a table for people."""
+"""The paper's tables with our figures beside them: python -m spp_cls.tables [key=value ...]."""
 
 import csv
-import hashlib
-import os
-import platform
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+import io
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from spp_cls.command import one_line, options
 from spp_cls.errors import UserError
+from spp_cls.models.net import build_net
+from spp_cls.models.specs import SPECS
+from spp_cls.rows import read_csv
+
+TITLES = {
+    "2": "Table 2: ImageNet 2012 validation, 10 views",
+    "3": "Table 3: ImageNet 2012 validation, one view, min side 256",
+    "4": "Table 4: ImageNet 2012 validation, single network",
+}
+HEADER = ("", "views", "paper top-1", "ours", "difference", "paper top-5", "ours", "difference")
+MEASURED_HEADER = (
+    "data", "net", "pooling", "sizes", "epochs", "protocol", "views", "top-1 error", "top-5 error", "images",
+    "same best class as crop10",
+)  # fmt: skip
+
+# A row of ours is the paper's if all of these agree and it was measured on all of ImageNet's validation images.
+_IDENTITY = ("net", "pooling", "levels", "sizes", "protocol")
+_IMAGENET_VAL = "50000"
+
+DEFAULTS: dict[str, Any] = {"results": "results", "format": "terminal", "chart": None, "readme": None}
+
+Table = tuple[str, Sequence[str], list[list[str]]]
 
 
-@dataclass(frozen=True)
-class Row:
-    """A measured figure with its protocol and all that is needed to judge it. Errors are in percent.
-
-    `seconds` is the time of the whole command over all protocols that it ran, which share work.
-    """
-
-    protocol: str
-    views: int
-    top1_error: float
-    top5_error: float
-    images: int
-    net: str
-    pooling: str
-    levels: str
-    sizes: str
-    parameters: int
-    data: str
-    checkpoint: str
-    checkpoint_sha256: str
-    precision: str
-    seconds: float
-    images_per_second: float
-    spp_cls: str
-    torch: str
-    python: str
-    hardware: str
-
-
-def file_sha256(path: str | Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hardware() -> str:
-    """Name the processor, or the GPUs, that this process computes on."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{cores} CPU cores, {platform.machine()}"
-
-
-def append_csv(rows: Iterable[Row], path: str | Path) -> None:
-    """Add rows to a CSV file, which is made with a header where there is none.
+def read_results(folder: str | Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
+    """Read the paper's rows, and ours from all other CSV files of the folder.
 
     Raises:
-        UserError: the file has other columns, or cannot be written.
+        UserError: the folder has no paper.csv, or a file with other columns.
     """
-    path = Path(path)
-    columns = [field.name for field in fields(Row)]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            with path.open(newline="") as file:
-                found = next(csv.reader(file), [])
-            if found != columns:
-                raise UserError(f"{path} has other columns than the rows to add; choose another file with out=PATH")
-        is_new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            if is_new:
-                writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another file with out=PATH") from error
+    folder = Path(folder)
+    if not (folder / "paper.csv").is_file():
+        raise UserError(f"there is no paper.csv in {folder}; give the folder of results as results=PATH")
+    with (folder / "paper.csv").open(newline="") as file:
+        paper = list(csv.DictReader(file))
+    ours = [row for path in sorted(folder.glob("*.csv")) if path.name != "paper.csv" for row in read_csv(path)]
+    return paper, ours
+
+
+def paper_tables(paper: Sequence[dict[str, str]], ours: Sequence[dict[str, str]]) -> list[Table]:
+    """Return Tables 2, 3 and 4 with our figure and the difference beside each of the paper's, empty where none is."""
+    return [
+        (title, HEADER, [_beside(row, our_row(row, ours)) for row in paper if row["table"] == number])
+        for number, title in TITLES.items()
+    ]
+
+
+def our_row(paper_row: dict[str, str], ours: Sequence[dict[str, str]]) -> dict[str, str] | None:
+    """Return our last row that measures what a row of the paper does."""
+    same = [
+        row
+        for row in ours
+        if paper_row["net"]
+        and (row["data"], row["images"]) == ("imagenet", _IMAGENET_VAL)
+        and all(row[key] == paper_row[key] for key in _IDENTITY)
+    ]
+    return same[-1] if same else None
+
+
+def _beside(paper_row: dict[str, str], own: dict[str, str] | None) -> list[str]:
+    cells = [paper_row["row"], paper_row["views"]]
+    for error in ("top1_error", "top5_error"):
+        figure = paper_row[error]
+        measured = f"{float(own[error]):.2f}" if own else ""
+        difference = f"{float(own[error]) - float(figure):+.2f}" if own and figure else ""
+        cells += [figure, measured, difference]
+    return cells
+
+
+def measured_table(ours: Sequence[dict[str, str]]) -> Table:
+    """Return all rows that we measured on other data than ImageNet, which the paper has no figures for."""
+    rows = [
+        [
+            *(row[key] for key in ("data", "net", "pooling", "sizes", "epochs", "protocol", "views")),
+            *(f"{float(row[key]):.2f}" for key in ("top1_error", "top5_error")),
+            row["images"],
+            f"{float(row['agreement_with_crop10']):.2f}" if row["agreement_with_crop10"] else "",
+        ]
+        for row in ours
+        if row["data"] != "imagenet"
+    ]
+    return "Measured with this code on other data", MEASURED_HEADER, rows
+
+
+def as_text(table: Table, form: str) -> str:
+    """Lay a table out for the terminal, or as markdown or csv.
+
+    Raises:
+        UserError: another form.
+    """
+    title, header, rows = table
+    if form == "terminal":
+        return f"{title}\n{terminal_table(header, rows)}"
+    if form == "markdown":
+        lines = [header, ["---" if column == 0 else "---:" for column in range(len(header))], *rows]
+        return f"**{title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    if form == "csv":
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
+        return f"# {title}\n{buffer.getvalue()}".rstrip()
+    raise UserError(f"format is terminal, markdown or csv, not {form!r}")
 
 
 def terminal_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Lay rows out in columns; numbers stand to the right."""
-    cells = [list(header)] + [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in rows]
+    """Lay rows out in columns; those of numbers stand to the right."""
+    cells = [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in (header, *rows)]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    right = [bool(rows) and isinstance(rows[0][column], int | float) for column in range(len(header))]
+    right = [all(_is_number(row[column]) for row in cells[1:]) for column in range(len(header))]
     lines = [
         "  ".join(
             cell.rjust(width) if to_right else cell.ljust(width)
@@ -96,3 +128,85 @@ def terminal_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines)
+
+
+def _is_number(cell: str) -> bool:
+    return not cell or cell.lstrip("+-").replace(".", "", 1).isdigit()
+
+
+def networks_table() -> Table:
+    """Return geometry, widths and parameter counts of the networks, as built with 1000 classes."""
+    header = (
+        "net", "stride", "map at 224", "map at 180", "smallest image", "fc6 inputs", "parameters", "without SPP",
+    )  # fmt: skip
+    rows = []
+    for name in SPECS:
+        # Shapes alone; no weights are drawn.
+        with torch.device("meta"):
+            net, baseline = build_net(name), build_net(name, "none")
+        counts = (sum(parameter.numel() for parameter in each.parameters()) for each in (net, baseline))
+        trunk = net.backbone
+        figures = (trunk.stride, trunk.map_size(224), trunk.map_size(180), trunk.smallest_input)
+        inputs = net.num_features * net.pool.bins
+        rows.append([name, *map(str, figures), *(f"{figure:,}" for figure in (inputs, *counts))])
+    return "With SPP of 50 bins and 1000 classes", header, rows
+
+
+def with_parts(readme: str, paper: Sequence[dict[str, str]], ours: Sequence[dict[str, str]]) -> str:
+    """Put the tables in their places in a README, between the marks there.
+
+    Raises:
+        UserError: the README has no marks for them.
+    """
+    parts = {"networks": [networks_table()], "results": [*paper_tables(paper, ours), measured_table(ours)]}
+    for name, tables in parts.items():
+        begin = f"<!-- {name}: written by python -m spp_cls.tables readme=README.md -->"
+        end = f"<!-- end of {name} -->"
+        if begin not in readme or end not in readme:
+            raise UserError(f"the README has no place for the {name}; put the lines {begin} and {end} there")
+        before, after = readme.split(begin, maxsplit=1)[0], readme.split(end, maxsplit=1)[1]
+        readme = before + "\n\n".join([begin, *(as_text(table, "markdown") for table in tables), end]) + after
+    return readme
+
+
+def draw_chart(paper: Sequence[dict[str, str]], ours: Sequence[dict[str, str]], path: str | Path) -> None:
+    """Draw the top-1 errors of the paper and ours as a PNG: ImageNet by row, other data by protocol.
+
+    Raises:
+        UserError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError as error:
+        raise UserError("drawing a chart needs matplotlib; install it with: pip install matplotlib") from error
+    figure = Figure(figsize=(14, 7), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    compared = [row for row in paper if row["net"] and row["top1_error"]][::-1]
+    places = range(len(compared))
+    left.barh([y + 0.2 for y in places], [float(row["top1_error"]) for row in compared], 0.4, label="paper")
+    found = [(y, own) for y in places if (own := our_row(compared[y], ours))]
+    left.barh([y - 0.2 for y, _ in found], [float(own["top1_error"]) for _, own in found], 0.4, label="ours")
+    left.set_yticks(list(places), [row["row"] for row in compared])
+    left.set(title="ImageNet 2012 validation", xlabel="top-1 error, %")
+    left.legend()
+    others = [row for row in ours if row["data"] != "imagenet"][::-1]
+    right.barh([f"{r['data']}, {r['net']}, {r['protocol']}" for r in others], [float(r["top1_error"]) for r in others])
+    right.set(title="Other data, ours", xlabel="top-1 error, %")
+    figure.savefig(path, dpi=100)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Print the tables; with chart=PATH draw them too, with readme=PATH put them into a README."""
+    given = options(DEFAULTS, arguments)
+    paper, ours = read_results(given["results"])
+    tables = [*paper_tables(paper, ours), measured_table(ours)]
+    print("\n\n".join(as_text(table, given["format"]) for table in tables))
+    if given["chart"]:
+        draw_chart(paper, ours, given["chart"])
+    if given["readme"]:
+        readme = Path(given["readme"])
+        readme.write_text(with_parts(readme.read_text(), paper, ours))
+
+
+if __name__ == "__main__":
+    one_line(lambda: main(sys.argv[1:]))

@@ -147,7 +147,7 @@ def assert_views_equal_reference(net: spp_cls.SPPNet, files: ImageFiles, views: 
     with torch.inference_mode():
         cuts = {cut_of(view, window) for view in views}
         for batch in view_batches(files, range(len(files)), cuts, window, 8_000_000, 0):
-            found = view_logits(net, batch.images, views)
+            found = view_logits(net, batch.images, views, 8_000_000)
             assert found.keys() == views
             for row, index in enumerate(batch.indices.tolist()):
                 ordered = sorted(views, key=str)

@@ -57,7 +57,7 @@ def evaluate(
         wrong = seen = 0
         for batch in batches:
             with fabric.autocast():
-                logits = view_logits(net, _to_device(batch, fabric), views)
+                logits = view_logits(net, _to_device(batch, fabric), views, max_pixels)
             scores = {view: each.float().softmax(1) for view, each in logits.items()}
             for protocol in protocols:
                 mean = torch.stack([scores[view] for view in protocol.views]).mean(0)
@@ -98,27 +98,37 @@ def check_classes(net: SPPNet, files: ImageFiles) -> None:
         )
 
 
-def view_logits(net: SPPNet, images: dict[Cut, Tensor], views: Collection[View]) -> dict[View, Tensor]:
+def view_logits(net: SPPNet, images: dict[Cut, Tensor], views: Collection[View], max_pixels: int) -> dict[View, Tensor]:
     """Return the logits, N x classes, of each view of N images of one shape.
 
     `images` are the cuts of the views, uint8 N x 3 x h x w. Each scale and flip takes one pass of the convolutions,
-    and all windows on its maps one pass of the fc layers.
+    and all windows on its maps one pass of the fc layers. Crops go through the network together, as far as
+    `max_pixels` allows.
     """
     window = net.recipe.input_size
     logits: dict[View, Tensor] = {}
     passes: dict[tuple[Cut, bool], list[View]] = defaultdict(list)
+    crops: list[View] = []
     for view in sorted(views, key=str):
-        passes[cut_of(view, window), view.flip].append(view)
+        if view.on_maps:
+            passes[cut_of(view, window), view.flip].append(view)
+        else:
+            crops.append(view)
+
+    def inputs_of(cut: Cut, flip: bool) -> Tensor:
+        return minus_mean(images[cut].flip(-1) if flip else images[cut], net.recipe.mean)
+
     for (cut, flip), members in passes.items():
-        pixels = images[cut].flip(-1) if flip else images[cut]
-        logits.update(_one_pass(net, minus_mean(pixels, net.recipe.mean), members))
+        logits.update(_pass_on_maps(net, inputs_of(cut, flip), members))
+    if crops:
+        together = torch.cat([inputs_of(cut_of(view, window), view.flip) for view in crops])
+        parts = [net(part) for part in together.split(max(1, max_pixels // window**2))]
+        logits.update(zip(crops, torch.cat(parts).chunk(len(crops)), strict=True))
     return logits
 
 
-def _one_pass(net: SPPNet, inputs: Tensor, views: Sequence[View]) -> dict[View, Tensor]:
-    """Logits of the views of one cut and one flip."""
-    if not views[0].on_maps:
-        return {views[0]: net(inputs)}
+def _pass_on_maps(net: SPPNet, inputs: Tensor, views: Sequence[View]) -> dict[View, Tensor]:
+    """Logits of the views of one scale and one flip."""
     maps = net.forward_features(inputs)
     found: dict[View, Tensor] = {}
     windowed = [view for view in views if view.position is not None]

@@ -50,6 +50,10 @@ class Predictions:
         """Images whose class is among the `k` best."""
         return int((self.classes[:, :k] == self.labels.view(-1, 1)).any(1).sum())
 
+    def agreement(self, other: "Predictions") -> float:
+        """Share of the images, in percent, whose best class is that of other predictions of the same images."""
+        return 100 * int((self.classes[:, 0] == other.classes[:, 0]).sum()) / len(self)
+
     def error(self, k: int) -> float:
         """Top-k error in percent."""
         return 100 * (len(self) - self.right(k)) / len(self)

@@ -91,7 +91,8 @@ def custom_protocol(scales: Sequence[int], positions: Sequence[str], flips: bool
             "protocol=custom needs scales and positions, such as scales=[256,384] positions=[centre,corners]"
         )
     places = [position for word in positions for position in POSITIONS[word]]
-    return Protocol("custom", map_views(list(dict.fromkeys(scales)), places, flips))
+    parts = ["custom", "+".join(map(str, scales)), "+".join(positions), "flips" if flips else "no flips"]
+    return Protocol(":".join(parts), map_views(list(dict.fromkeys(scales)), places, flips))
 
 
 _FULL = _views(256, [None], flips=False)

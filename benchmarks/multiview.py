@@ -1,0 +1,202 @@
+"""Testing on crops against testing on feature maps, in one run: python benchmarks/multiview.py [out=FILE.json].
+
+Both score the same views of the same images with the same net and threads, interleaved; times are medians. Beside
+each ratio of times stands the ratio of multiply-adds of convolutions and fc layers, counted from shapes.
+"""
+
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torchvision.ops import roi_align
+
+from spp_cls import SPPNet, build_net, pool_windows
+from spp_cls.command import one_line, options
+from spp_cls.data.batch import minus_mean
+from spp_cls.data.crops import corner_of
+from spp_cls.evaluation.evaluate import view_logits
+from spp_cls.evaluation.images import Cut, cut_of
+from spp_cls.evaluation.views import PROTOCOLS, View
+from spp_cls.evaluation.windows import window_cells
+from spp_cls.rows import hardware
+
+MAX_PIXELS = 8_000_000
+WINDOW = 224
+RANDOM_WINDOWS = 2000
+
+
+def multiply_adds(net: SPPNet, run: Callable[[], Any]) -> int:
+    """Count those of convolutions and fc layers while `run` runs the net."""
+    total = 0
+
+    def count(layer: nn.Module, _: Any, output: Tensor) -> None:
+        nonlocal total
+        weight = layer.weight
+        assert isinstance(weight, Tensor)
+        total += output.numel() * weight[0].numel()
+
+    handles = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    run()
+    for handle in handles:
+        handle.remove()
+    return total
+
+
+def interleaved(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
+    """Return the median seconds of each run; they take turns, after one turn that is not timed."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def images_of(views: list[View], count: int) -> dict[Cut, Tensor]:
+    """Draw 4:3 images of noise in the cuts that views on maps, or the same on crops, are computed from."""
+    generator = torch.Generator().manual_seed(0)
+    whole: dict[int, Tensor] = {}
+    cuts: dict[Cut, Tensor] = {}
+    for view in views:
+        scale = view.scale
+        if scale not in whole:
+            shape = (count, 3, scale, round(scale * 4 / 3))
+            pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
+            whole[scale] = pixels.contiguous(memory_format=torch.channels_last)
+        cut = cut_of(view, WINDOW)
+        if cut.position is None:
+            cuts[cut] = whole[scale]
+        else:
+            left, top = corner_of(cut.position, whole[scale].shape[-1], scale, WINDOW)
+            crop = whole[scale][:, :, top : top + WINDOW, left : left + WINDOW]
+            cuts[cut] = crop.contiguous(memory_format=torch.channels_last)
+    return cuts
+
+
+def compare_views(net: SPPNet, protocol: str, images: int, repeats: int) -> dict[str, Any]:
+    """Compare crops and maps over the windows of a protocol."""
+    on_maps = list(PROTOCOLS[protocol].views)
+    on_crops = [view._replace(on_maps=False) for view in on_maps]
+    runs: dict[str, Callable[[], Any]] = {}
+    for name, views in (("crops", on_crops), ("maps", on_maps)):
+        cuts = images_of(views, images)
+        runs[name] = partial(view_logits, net, cuts, views, MAX_PIXELS)
+    work = {name: multiply_adds(net, run) for name, run in runs.items()}
+    seconds = interleaved(runs, repeats)
+    return {
+        "views": len(on_maps),
+        "images": images,
+        "seconds": seconds,
+        "ratio": seconds["crops"] / seconds["maps"],
+        "ratio_of_multiply_adds": work["crops"] / work["maps"],
+    }
+
+
+def share_of_pooling(net: SPPNet, repeats: int) -> dict[str, Any]:
+    """Return the share of pool_windows in the time of one scale: convolutions, pooling and fc of nine windows."""
+    views = [view for view in PROTOCOLS["map96"].views if view.scale == 256 and not view.flip]
+    cuts = images_of(views, 4)
+    inputs = minus_mean(next(iter(cuts.values())), net.recipe.mean)
+    maps = net.forward_features(inputs)
+    x1, y1 = maps.shape[-1] - 1, maps.shape[-2] - 1
+    side = net.backbone.map_size(WINDOW) - 1
+    boxes = [
+        (n, left, top, left + side, top + side)
+        for left in (0, (x1 - side) // 2, x1 - side)
+        for top in (0, (y1 - side) // 2, y1 - side)
+        for n in range(len(inputs))
+    ]
+    windows = torch.tensor(boxes)
+    runs = {
+        "scale": lambda: view_logits(net, cuts, views, MAX_PIXELS),
+        "pool_windows": lambda: pool_windows(maps, windows, net.pool.levels),
+    }
+    seconds = interleaved(runs, 3 * repeats)
+    return {"windows": len(boxes), "seconds": seconds, "share": seconds["pool_windows"] / seconds["scale"]}
+
+
+def compare_random_windows(net: SPPNet, repeats: int) -> dict[str, Any]:
+    """Compare random windows of one image pooled on its map with as many crops warped to 224 x 224."""
+    height, width = 560, 747
+    generator = torch.Generator().manual_seed(0)
+    image = torch.randint(256, (1, 3, height, width), generator=generator, dtype=torch.uint8)
+    inputs = minus_mean(image, net.recipe.mean).contiguous(memory_format=torch.channels_last)
+    sides = torch.tensor([width, height])
+    sizes = (64 + torch.rand(RANDOM_WINDOWS, 2, generator=generator) * (sides - 64)).long()
+    starts = (torch.rand(RANDOM_WINDOWS, 2, generator=generator) * (sides - sizes)).long()
+    boxes = torch.cat([starts, starts + sizes], dim=1)
+
+    def on_maps() -> Tensor:
+        maps = net.forward_features(inputs)
+        stride, centre = net.backbone.stride, net.backbone.first_centre
+        cells = []
+        for x0, y0, x1, y1 in boxes.tolist():
+            left, right = window_cells(x0, x1, stride, centre, maps.shape[-1])
+            top, bottom = window_cells(y0, y1, stride, centre, maps.shape[-2])
+            cells.append((0, left, top, right, bottom))
+        return net.forward_windows(maps, torch.tensor(cells))
+
+    def on_crops() -> list[Tensor]:
+        rois = F.pad(boxes.float(), (1, 0))
+        batches = rois.split(MAX_PIXELS // WINDOW**2)
+        return [net(roi_align(inputs, part, WINDOW, sampling_ratio=1, aligned=True)) for part in batches]
+
+    runs: dict[str, Callable[[], Any]] = {"maps": on_maps, "crops": on_crops}
+    work = {name: multiply_adds(net, run) for name, run in runs.items()}
+    seconds = interleaved(runs, repeats)
+    return {
+        "windows": RANDOM_WINDOWS,
+        "seconds": seconds,
+        "ratio": seconds["crops"] / seconds["maps"],
+        "ratio_of_multiply_adds": work["crops"] / work["maps"],
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """Run all comparisons, print them and write them as JSON."""
+    given = options({"out": None, "repeats": "5"}, arguments)
+    repeats = int(given["repeats"])
+    results: dict[str, Any] = {
+        "command": "python benchmarks/multiview.py",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "hardware": hardware(),
+        "threads": torch.get_num_threads(),
+    }
+    with torch.inference_mode():
+        for name in ("zf5", "overfeat7"):
+            net = build_net(name, init="kaiming").to(memory_format=torch.channels_last).eval()
+            # Few images at the larger sizes: ninety-six crops of each take their time.
+            found: dict[str, Any] = {"map10": compare_views(net, "map10", 4, repeats)}
+            found["map96"] = compare_views(net, "map96", 1, max(3, repeats - 2))
+            found["pool_windows"] = share_of_pooling(net, repeats)
+            if name == "zf5":
+                found["random_windows"] = compare_random_windows(net, 1)
+            for kind, figures in found.items():
+                if "ratio" in figures:
+                    reached = figures["ratio"] / figures["ratio_of_multiply_adds"]
+                    print(
+                        f"{name} {kind}: crops / maps {figures['ratio']:.2f} in time, "
+                        f"{figures['ratio_of_multiply_adds']:.2f} in multiply-adds, {100 * reached:.0f} % of it",
+                        flush=True,
+                    )
+                else:
+                    print(f"{name} {kind}: {100 * figures['share']:.2f} % of the time of a scale", flush=True)
+            results[name] = found
+    if given["out"]:
+        Path(given["out"]).write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    one_line(lambda: main(sys.argv[1:]))

@@ -1,0 +1,73 @@
+"""Peak memory of map98 on one large image: python benchmarks/peak_memory.py [out=FILE.json].
+
+A photograph of 4000 x 3000 pixels and twenty of 1000 x 750 are tested with ZF-5 in a process of its own for each
+bound, max_pixels, and the largest resident size of that process is read.
+"""
+
+import json
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from PIL import Image
+
+from spp_cls import build_net
+from spp_cls.command import one_line, options
+from spp_cls.data.sources import open_source
+from spp_cls.evaluation.evaluate import evaluate
+from spp_cls.evaluation.views import get_protocol
+from spp_cls.rows import hardware
+
+BOUNDS = (500_000, 2_000_000, 8_000_000)
+
+
+def measure(root: str, max_pixels: int, protocol: str) -> int:
+    """Test the images below root in this process; return its largest resident size in MiB."""
+    net = build_net("zf5", num_classes=1, init="kaiming").to(memory_format=torch.channels_last).eval()
+    files = open_source("imagefolder", root, "val")
+    if protocol != "none":
+        fabric = Fabric(accelerator="cpu", devices=1)
+        evaluate(net, files, [get_protocol(protocol)], fabric, max_pixels, progress=False)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+
+
+def main(arguments: list[str]) -> None:
+    """Measure each bound in a new process, print the sizes and write them as JSON."""
+    given = options({"out": None, "measure": None}, arguments)
+    if given["measure"]:
+        root, bound, protocol = given["measure"].split(":")
+        print(measure(root, int(bound), protocol))
+        return
+    sizes: dict[str, int] = {}
+    results = {
+        "command": "python benchmarks/peak_memory.py",
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "hardware": hardware(),
+        "mib": sizes,
+    }
+    with tempfile.TemporaryDirectory() as root:
+        folder = Path(root) / "val/one"
+        folder.mkdir(parents=True)
+        random = np.random.default_rng(0)
+        for number, (width, height) in enumerate([(4000, 3000)] + 20 * [(1000, 750)]):
+            pixels = random.integers(0, 256, (height, width, 3)).astype(np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number}.jpg")
+        for protocol, bound in [("none", 0), *(("map98", bound) for bound in BOUNDS)]:
+            child = [sys.executable, __file__, f"measure={root}:{bound}:{protocol}"]
+            size = int(subprocess.run(child, capture_output=True, text=True, check=True).stdout)
+            name = f"{protocol} max_pixels={bound}" if bound else "net and libraries alone"
+            sizes[name] = size
+            print(f"{name}: {size} MiB", flush=True)
+    if given["out"]:
+        Path(given["out"]).write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    one_line(lambda: main(sys.argv[1:]))
