@@ -96,6 +96,30 @@ def test_predictions_recompute_the_rows(
     assert [float(row["top1_error"]) for row in written] == [row["top1_error"] for row in rows]
 
 
+def test_a_sweep_skips_what_exists(trained: Path, shared_image_folder: Path, tmp_path: Path, command: Command) -> None:
+    for name in ("a", "b"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        checkpoint = torch.load(trained / "runs/small/best.ckpt", weights_only=True)
+        checkpoint["state_dict"]["net.head.classifier.bias"] += name == "b"
+        torch.save(checkpoint, tmp_path / "runs" / name / "best.ckpt")
+    data = ("data=imagefolder", f"data.root={shared_image_folder}", "data.num_workers=0", "out=rows.csv")
+    first = rows_of(command("eval.py", "ckpt=runs/a", "protocol=[crop1]", *data))
+    assert [row["checkpoint"] for row in first] == ["runs/a/best.ckpt"]
+    second = rows_of(command("eval.py", "ckpt=runs", "protocol=all", *data))
+    tested = [(row["checkpoint"], row["protocol"]) for row in second]
+    everything = ["crop1", "crop10", "full1", "full2", "map10", "map96", "map98"]
+    assert tested == [("runs/a/best.ckpt", name) for name in everything[1:]] + [
+        ("runs/b/best.ckpt", name) for name in everything
+    ]
+    assert {row["data"] for row in second} == {"images"}
+    agreement = {row["protocol"]: row["agreement_with_crop10"] for row in second}
+    assert agreement["crop10"] == 100
+    assert 0 <= agreement["map10"] <= 100
+    assert rows_of(command("eval.py", "ckpt=runs", "protocol=all", *data)) == []
+    with (tmp_path / "rows.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 14
+
+
 def test_the_same_command_resumes(trained: Path, shared_image_folder: Path) -> None:
     arguments = (*TINY, f"data.root={shared_image_folder}")
 
@@ -202,6 +226,10 @@ def test_damaged_images(image_folder: Path, command: Command, trained: Path) -> 
         (["protocol=[crop2]"], "there is no protocol 'crop2'; choose among crop1, crop10"),
         (["protocl=[crop1]"], "there is no key protocl"),
         (["data.root=two"], "has 2 classes, the checkpoint 3"),
+        (["protocol=custom", "scales=[200]"], "scale 200 is smaller than the window of 224"),
+        (["scales=[256]"], "scales are for protocol=custom"),
+        (["ckpt=images"], "there is no best.ckpt in the folders below images"),
+        (["out=images/val/red/0.jpg"], "other columns"),
     ],
 )
 def test_mistakes_in_testing(
