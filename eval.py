@@ -24,11 +24,15 @@ def test(cfg: DictConfig) -> None:
     paths = checkpoints_in(cfg.ckpt)
     if cfg.predictions and len(paths) > 1:
         raise UserError(f"predictions are for one checkpoint, and {cfg.ckpt} has {len(paths)}; name one")
-    done = read_csv(cfg.out) if cfg.out and Path(cfg.ckpt).is_dir() else []
+    written = read_csv(cfg.out) if cfg.out else []
+    done = {(row["checkpoint_sha256"], row["protocol"], row["data"]) for row in written if Path(cfg.ckpt).is_dir()}
     files = open_source(cfg.data.kind, cfg.data.root, "val")
     data = Path(cfg.data.root).resolve().name if cfg.data.kind == "imagefolder" else cfg.data.kind
     fabric = Fabric(**options["trainer"])
     fabric.launch()
+    if cfg.out and fabric.is_global_zero:
+        # A file that cannot be written is better known before the work than after.
+        append_csv([], cfg.out)
     rows: list[Row] = []
     for path in paths:
         new, predictions = checkpoint_rows(
@@ -40,7 +44,7 @@ def test(cfg: DictConfig) -> None:
             precision=str(cfg.trainer.precision),
             max_pixels=cfg.max_pixels,
             num_workers=cfg.data.num_workers,
-            done=frozenset((row["checkpoint_sha256"], row["protocol"], row["data"]) for row in done),
+            done=frozenset(done),
         )
         rows += new
         if fabric.is_global_zero:

@@ -91,7 +91,8 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
     path = Path(path)
     if not path.exists():
         return []
-    with path.open(newline="") as file:
+    # What is no text at all has other columns too.
+    with path.open(newline="", errors="replace") as file:
         reader = csv.DictReader(file)
         if reader.fieldnames != [field.name for field in fields(Row)]:
             raise UserError(f"{path} has other columns than rows of eval.py; move it away or name another file")

@@ -183,20 +183,17 @@ def draw_chart(paper: Sequence[dict[str, str]], ours: Sequence[dict[str, str]], 
     left, right = figure.subplots(1, 2)
     compared = [row for row in paper if row["net"] and row["top1_error"]][::-1]
     places = range(len(compared))
-    left.barh([y + 0.2 for y in places], [float(row["top1_error"]) for row in compared], 0.4, color="C0", label="paper")
+    errors = [float(row["top1_error"]) for row in compared]
+    left.barh([y + 0.2 for y in places], errors, 0.4, color="C0", label="paper")
     found = [(y, own) for y in places if (own := our_row(compared[y], ours))]
-    left.barh(
-        [y - 0.2 for y, _ in found], [float(own["top1_error"]) for _, own in found], 0.4, color="C1", label="ours"
-    )
+    errors = [float(own["top1_error"]) for _, own in found]
+    left.barh([y - 0.2 for y, _ in found], errors, 0.4, color="C1", label="ours")
     left.set_yticks(list(places), [row["row"] for row in compared])
     left.set(title="ImageNet 2012 validation", xlabel="top-1 error, %")
     left.legend()
     others = [row for row in ours if row["data"] != "imagenet"][::-1]
-    right.barh(
-        [f"{r['data']}, {r['net']}, {r['protocol']}" for r in others],
-        [float(r["top1_error"]) for r in others],
-        color="C1",
-    )
+    names = [f"{row['data']}, {row['net']}, {row['protocol']}" for row in others]
+    right.barh(names, [float(row["top1_error"]) for row in others], color="C1")
     right.set(title="Other data, ours", xlabel="top-1 error, %")
     figure.savefig(path, dpi=100)
 
