@@ -17,6 +17,10 @@ from spp_cls.evaluation.predictions import Predictions
 from spp_cls.evaluation.views import Protocol, View
 from spp_cls.evaluation.windows import window_cells
 from spp_cls.models.net import SPPNet
+from spp_cls.models.pyramid import pool_windows
+
+# Pooled views that go through the fc layers at once: enough to be limited by arithmetic, 400 MB at most.
+_MOST_VECTORS = 4096
 
 
 def evaluate(
@@ -101,57 +105,53 @@ def check_classes(net: SPPNet, files: ImageFiles) -> None:
 def view_logits(net: SPPNet, images: dict[Cut, Tensor], views: Collection[View], max_pixels: int) -> dict[View, Tensor]:
     """Return the logits, N x classes, of each view of N images of one shape.
 
-    `images` are the cuts of the views, uint8 N x 3 x h x w. Each scale and flip takes one pass of the convolutions,
-    and all windows on its maps one pass of the fc layers. Crops go through the network together, as far as
-    `max_pixels` allows.
+    `images` are the cuts of the views, uint8 N x 3 x h x w. The convolutions see each scale and flip once, no more
+    than `max_pixels` (or one image) at a time; the fc layers see all views of all images together, as their weights
+    are what takes time to read.
     """
-    window = net.recipe.input_size
-    logits: dict[View, Tensor] = {}
-    passes: dict[tuple[Cut, bool], list[View]] = defaultdict(list)
-    crops: list[View] = []
+    views_of: dict[Cut, list[View]] = defaultdict(list)
     for view in sorted(views, key=str):
-        if view.on_maps:
-            passes[cut_of(view, window), view.flip].append(view)
-        else:
-            crops.append(view)
-
-    def inputs_of(cut: Cut, flip: bool) -> Tensor:
-        return minus_mean(images[cut].flip(-1) if flip else images[cut], net.recipe.mean)
-
-    for (cut, flip), members in passes.items():
-        logits.update(_pass_on_maps(net, inputs_of(cut, flip), members))
-    if crops:
-        together = torch.cat([inputs_of(cut_of(view, window), view.flip) for view in crops])
-        parts = [net(part) for part in together.split(max(1, max_pixels // window**2))]
-        logits.update(zip(crops, torch.cat(parts).chunk(len(crops)), strict=True))
-    return logits
+        views_of[cut_of(view, net.recipe.input_size)].append(view)
+    ordered: list[View] = []
+    pooled: list[Tensor] = []
+    for cut, members in views_of.items():
+        pooled.append(_pooled(net, images[cut], members, max_pixels))
+        ordered += members
+    logits = [net.head(part) for part in torch.cat(pooled).split(_MOST_VECTORS)]
+    return dict(zip(ordered, torch.cat(logits).chunk(len(ordered)), strict=True))
 
 
-def _pass_on_maps(net: SPPNet, inputs: Tensor, views: Sequence[View]) -> dict[View, Tensor]:
-    """Logits of the views of one scale and one flip."""
-    maps = net.forward_features(inputs)
-    found: dict[View, Tensor] = {}
-    windowed = [view for view in views if view.position is not None]
-    if windowed:
-        cells = [_cells_of(net, view, inputs.shape[-1], inputs.shape[-2], maps) for view in windowed]
-        windows = torch.tensor([(n, *box) for box in cells for n in range(len(inputs))], device=maps.device)
-        found.update(zip(windowed, net.forward_windows(maps, windows).chunk(len(windowed)), strict=True))
+def _pooled(net: SPPNet, images: Tensor, views: Sequence[View], max_pixels: int) -> Tensor:
+    """Pool views of one cut of N images: V * N vectors, the images of the first view first."""
+    flips = sorted({view.flip for view in views})
+    inputs = minus_mean(torch.cat([images.flip(-1) if flip else images for flip in flips]), net.recipe.mean)
+    height, width = inputs.shape[-2:]
+    most = max(1, max_pixels // (height * width))
+    maps = torch.cat([net.forward_features(part) for part in inputs.split(most)])
+    if not views[0].on_maps:
+        # One crop, and perhaps its mirror image, each a view as it is.
+        return net.pool(maps)
+    windows = []
     for view in views:
-        if view.position is None:
-            found[view] = net.forward_head(maps)
-    return found
+        box = _cells_of(net, view, width, height, maps)
+        first = flips.index(view.flip) * len(images)
+        windows += [(first + number, *box) for number in range(len(images))]
+    return pool_windows(maps, torch.tensor(windows, device=maps.device), net.pool.levels)
 
 
 def _cells_of(net: SPPNet, view: View, width: int, height: int, maps: Tensor) -> tuple[int, int, int, int]:
-    assert view.position is not None
+    """First and last cell of a view in the map of its image of width x height pixels: x0, y0, x1, y1."""
+    columns, rows = maps.shape[-1], maps.shape[-2]
+    if view.position is None:
+        return 0, 0, columns - 1, rows - 1
     window = net.recipe.input_size
     left, top = corner_of(view.position, width, height, window)
     if view.flip:
         # The same part of the image, where the mirrored image has it.
         left = width - window - left
     stride, centre = net.backbone.stride, net.backbone.first_centre
-    x0, x1 = window_cells(left, left + window, stride, centre, maps.shape[-1])
-    y0, y1 = window_cells(top, top + window, stride, centre, maps.shape[-2])
+    x0, x1 = window_cells(left, left + window, stride, centre, columns)
+    y0, y1 = window_cells(top, top + window, stride, centre, rows)
     return x0, y0, x1, y1
 
 
