@@ -27,7 +27,7 @@ def test(cfg: DictConfig) -> None:
     written = read_csv(cfg.out) if cfg.out else []
     done = {(row["checkpoint_sha256"], row["protocol"], row["data"]) for row in written if Path(cfg.ckpt).is_dir()}
     files = open_source(cfg.data.kind, cfg.data.root, "val")
-    data = Path(cfg.data.root).resolve().name if cfg.data.kind == "imagefolder" else cfg.data.kind
+    data = Path(cfg.data.root).absolute().name if cfg.data.kind == "imagefolder" else cfg.data.kind
     fabric = Fabric(**options["trainer"])
     fabric.launch()
     if cfg.out and fabric.is_global_zero:

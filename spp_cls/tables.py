@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -152,13 +153,53 @@ def networks_table() -> Table:
     return "With SPP of 50 bins and 1000 classes", header, rows
 
 
-def with_parts(readme: str, paper: Sequence[dict[str, str]], ours: Sequence[dict[str, str]]) -> str:
+def speed_tables(folder: str | Path) -> list[Table]:
+    """Return what the benchmarks of testing measured, as their JSON files in a folder say; none without the files."""
+    tables: list[Table] = []
+    multiview, memory = Path(folder) / "multiview.json", Path(folder) / "peak_memory.json"
+    if multiview.is_file():
+        found = json.loads(multiview.read_text())
+        header = (
+            "net",
+            "windows",
+            "crops / maps, time",
+            "crops / maps, multiply-adds",
+            "pool_windows, share of a scale",
+        )
+        rows = []
+        for net in (name for name in found if name in SPECS):
+            share = f"{100 * found[net]['pool_windows']['share']:.1f} %"
+            for kind, figures in found[net].items():
+                if "ratio" in figures:
+                    count = figures.get("views") or figures["windows"]
+                    ratios = [f"{figures[key]:.2f}" for key in ("ratio", "ratio_of_multiply_adds")]
+                    rows.append([net, f"{count} ({kind.replace('_', ' ')})", *ratios, share])
+        tables.append((f"Testing on crops against feature maps ({_machine(found)})", header, rows))
+    if memory.is_file():
+        found = json.loads(memory.read_text())
+        rows = [[name, f"{size:,}"] for name, size in found["mib"].items()]
+        title = f"Peak memory of map98, ZF-5, images up to 4000 x 3000 ({_machine(found)})"
+        tables.append((title, ("", "MiB"), rows))
+    return tables
+
+
+def _machine(found: dict[str, Any]) -> str:
+    return f"{found['hardware']}, torch {found['torch']}: {found['command']}"
+
+
+def with_parts(
+    readme: str, paper: Sequence[dict[str, str]], ours: Sequence[dict[str, str]], speed: Sequence[Table]
+) -> str:
     """Put the tables in their places in a README, between the marks there.
 
     Raises:
         UserError: the README has no marks for them.
     """
-    parts = {"networks": [networks_table()], "results": [*paper_tables(paper, ours), measured_table(ours)]}
+    parts: dict[str, Sequence[Table]] = {
+        "networks": [networks_table()],
+        "results": [*paper_tables(paper, ours), measured_table(ours)],
+        "speed": speed,
+    }
     for name, tables in parts.items():
         begin = f"<!-- {name}: written by python -m spp_cls.tables readme=README.md -->"
         end = f"<!-- end of {name} -->"
@@ -208,7 +249,7 @@ def main(arguments: Sequence[str]) -> None:
         draw_chart(paper, ours, given["chart"])
     if given["readme"]:
         readme = Path(given["readme"])
-        readme.write_text(with_parts(readme.read_text(), paper, ours))
+        readme.write_text(with_parts(readme.read_text(), paper, ours, speed_tables(given["results"])))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """(net, images, protocols) -> predictions: each view computed once, whatever protocols share it."""
 
+import sys
 from collections import defaultdict
 from collections.abc import Collection, Sequence
 
@@ -12,7 +13,7 @@ from spp_cls.data.batch import minus_mean
 from spp_cls.data.crops import corner_of
 from spp_cls.data.sources import ImageFiles
 from spp_cls.errors import UserError
-from spp_cls.evaluation.images import Cut, ViewBatch, cut_of, view_batches
+from spp_cls.evaluation.images import Cut, ViewBatch, cut_of, min_side, view_batches
 from spp_cls.evaluation.predictions import Predictions
 from spp_cls.evaluation.views import Protocol, View
 from spp_cls.evaluation.windows import window_cells
@@ -56,6 +57,8 @@ def evaluate(
         desc="Testing",
         disable=not (progress and fabric.is_global_zero),
         dynamic_ncols=True,
+        # stderr is for what goes wrong.
+        file=sys.stdout,
     )
     with bar, torch.inference_mode():
         wrong = seen = 0
@@ -80,6 +83,9 @@ def evaluate(
 def check_protocols(net: SPPNet, protocols: Sequence[Protocol]) -> None:
     """Raise UserError if the network cannot run a protocol."""
     for protocol in protocols:
+        for side in {min_side(view, net.recipe.input_size) for view in protocol.views}:
+            # The other side of an image is no shorter.
+            net.backbone.check_size(side, side)
         if net.recipe.pooling == "none" and any(view.on_maps for view in protocol.views):
             raise UserError(
                 f"{protocol.name} needs a net that takes any size; {net.recipe.name} without SPP runs crop1 and crop10"
