@@ -1,6 +1,6 @@
 """The data module: training and validation batches of a data set."""
 
-import warnings
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
@@ -16,6 +16,8 @@ from spp_cls.data.sizes import possible_sizes, size_of_epoch
 from spp_cls.data.sources import ImageFiles, open_source
 from spp_cls.errors import UserError
 from spp_cls.models.net import IMAGENET_MEAN
+
+_log = logging.getLogger(__name__)
 
 
 class ImageNetDataModule(pl.LightningDataModule):
@@ -136,5 +138,5 @@ class ImageNetDataModule(pl.LightningDataModule):
         for message in batch.replaced:
             if message not in self.replaced:
                 self.replaced.add(message)
-                warnings.warn(f"{message}; another image takes its place", stacklevel=1)
+                _log.warning("%s; another image takes its place", message)
         return finish_on_device(batch, self.mean, size)
