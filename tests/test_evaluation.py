@@ -125,7 +125,7 @@ def reference_logits(net: spp_cls.SPPNet, pixels: NDArray[np.uint8], views: list
 
 
 SHAPES = [(341, 256), (256, 341), (500, 375), (375, 500), (224, 224)]
-SHAPES += [(224, 301), (640, 128), (130, 650), (256, 256), (300, 299)]
+SHAPES += [(224, 301), (640, 128), (150, 300), (256, 256), (300, 299)]
 
 
 @pytest.fixture(scope="module")
@@ -262,3 +262,40 @@ class TestCustomProtocol:
     def test_mistakes(self, scales: list[int], positions: list[str], message: str) -> None:
         with pytest.raises(ValueError, match=message):
             custom_protocol(scales, positions, flips=True)
+
+
+class _Rank:
+    """What evaluate asks of a fabric, for one of several processes."""
+
+    def __init__(self, rank: int, processes: int) -> None:
+        self.global_rank, self.world_size, self.is_global_zero = rank, processes, rank == 0
+        self.autocast, self.to_device = CPU.autocast, CPU.to_device
+
+
+@pytest.mark.parametrize("processes", [2, 3, 7, 12])
+def test_results_do_not_depend_on_the_number_of_processes(
+    processes: int, shapes_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net = spp_cls.build_net("zf5_tiny", num_classes=3, init="kaiming", input_size=112).eval()
+    files, protocol = shapes(shapes_folder), get_protocol("map10")
+    alone = evaluate(net, files, [protocol], CPU, progress=False)["map10"]
+    sent: list[object] = []
+
+    class SentError(Exception):
+        """A process has sent its part."""
+
+    def send(everyone: list[object], own: object) -> None:
+        sent.append(own)
+        if len(sent) < processes:
+            raise SentError
+        everyone[:] = sent
+
+    # The processes run one after another; the last one gets what all have sent.
+    monkeypatch.setattr(torch.distributed, "all_gather_object", send)
+    for rank in range(processes - 1):
+        with pytest.raises(SentError):
+            evaluate(net, files, [protocol], _Rank(rank, processes), progress=False)  # type: ignore[arg-type]
+    together = evaluate(net, files, [protocol], _Rank(processes - 1, processes), progress=False)["map10"]  # type: ignore[arg-type]
+    assert torch.equal(together.indices, alone.indices)
+    assert torch.equal(together.classes, alone.classes)
+    assert together.error(1) == alone.error(1)
