@@ -148,7 +148,9 @@ def one_line(action: Callable[[], None]) -> None:
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
-        _leave(f"cannot write {error.filename or 'a file'}: {error.strerror}; free some space or choose another folder")
+        # Of a move the second name is where to.
+        place = error.filename2 or error.filename or "a file"
+        _leave(f"cannot write {place}: {error.strerror}; free some space or choose another folder")
 
 
 def error_line(error: UserError) -> str:
