@@ -5,10 +5,11 @@ from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import ModelCheckpoint
+from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
 from pytorch_lightning.loggers import TensorBoardLogger
 
 from spp_cls import build_net, command
+from spp_cls.acceleration import Acceleration
 from spp_cls.data.datamodule import ImageNetDataModule
 from spp_cls.module import LitClassifier
 from spp_cls.progress import Progress
@@ -40,6 +41,8 @@ def train(cfg: DictConfig) -> None:
         logger=TensorBoardLogger(folder.path, name="", version=folder.logs.name),
         callbacks=[
             Progress(),
+            Acceleration(data.possible_sizes, options["compile"], options["tf32"]),
+            *([EMAWeightAveraging(decay=cfg.ema_decay)] if cfg.ema_decay else []),
             ModelCheckpoint(folder.path, filename=folder.best.stem, monitor="val/top1_error", **when),
             # Not save_last, which keeps the last of the best.
             ModelCheckpoint(folder.path, filename=folder.last.stem, **when),
@@ -49,7 +52,7 @@ def train(cfg: DictConfig) -> None:
         num_sanity_val_steps=0,
         enable_model_summary=False,
     )
-    data.check_batch(trainer.world_size)
+    data.check_batch(trainer.world_size * trainer.accumulate_grad_batches)
     for size in data.possible_sizes:
         net.check_size(size, size)
     if trainer.is_global_zero:

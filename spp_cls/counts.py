@@ -13,38 +13,42 @@ class Counts:
 
     def reset(self) -> None:
         """Start again from nothing."""
-        # Top-1, top-5, seen.
-        self._integers: Tensor | None = None
+        # Top-1, top-5.
+        self._right: Tensor | None = None
+        self._seen = 0
         self._loss: Tensor | None = None
 
     @torch.no_grad()
     def update(self, scores: Tensor, labels: Tensor, loss: Tensor | None = None) -> None:
         """Count N x classes scores against N labels; `loss` is their mean loss, computed here where not given."""
         right = hits(scores, labels)
-        integers = torch.stack([right[:, 0].sum(), right.any(1).sum(), right.new_tensor(len(right), dtype=torch.int64)])
+        counts = torch.stack([right[:, 0].sum(), right.any(1).sum()])
         if loss is None:
             loss = F.cross_entropy(scores.float(), labels)
         total = loss.detach().float() * len(right)
-        self._integers = integers if self._integers is None else self._integers + integers
+        self._right = counts if self._right is None else self._right + counts
+        self._seen += len(right)
         self._loss = total if self._loss is None else self._loss + total
 
     def so_far(self) -> dict[str, float]:
         """This process's loss and errors in percent."""
-        return _percentages(self._integers, self._loss)
+        return _percentages(self._right, self._seen, self._loss)
 
     def over_processes(self) -> dict[str, float]:
         """Loss and errors in percent over the images of all processes, and their number.
 
         Every process must call it; one that saw no image takes part with zeros.
         """
-        integers, loss = self._integers, self._loss
+        right, seen, loss = self._right, self._seen, self._loss
         if torch.distributed.is_available() and torch.distributed.is_initialized():
-            device = integers.device if integers is not None else _distributed_device()
-            integers = torch.zeros(3, dtype=torch.int64, device=device) if integers is None else integers.clone()
+            device = right.device if right is not None else _distributed_device()
+            right = torch.zeros(2, dtype=torch.int64, device=device) if right is None else right
             loss = torch.zeros((), device=device) if loss is None else loss.clone()
+            integers = torch.cat([right, right.new_full((1,), seen)])
             torch.distributed.all_reduce(integers)
             torch.distributed.all_reduce(loss)
-        return _percentages(integers, loss)
+            right, seen = integers[:2], int(integers[2])
+        return _percentages(right, seen, loss)
 
 
 def hits(scores: Tensor, labels: Tensor) -> Tensor:
@@ -58,10 +62,10 @@ def _distributed_device() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
-def _percentages(integers: Tensor | None, loss: Tensor | None) -> dict[str, float]:
-    if integers is None or loss is None:
+def _percentages(right: Tensor | None, seen: int, loss: Tensor | None) -> dict[str, float]:
+    if right is None or loss is None:
         return {}
-    top1, top5, seen = integers.tolist()
+    top1, top5 = right.tolist()
     return {
         "loss": loss.item() / seen,
         "top1_error": 100 * (seen - top1) / seen,

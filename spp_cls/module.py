@@ -57,6 +57,7 @@ class LitClassifier(pl.LightningModule):
         self.val_counts = Counts()
         self.validation_errors: list[float] = []
         self.replaced = 0
+        self._image_size = 0
         self._epoch_start = 0.0
         self._epoch_seconds = 0.0
 
@@ -72,7 +73,10 @@ class LitClassifier(pl.LightningModule):
             {"params": weights, "rate_factor": 1, "weight_decay": self.weight_decay},
             {"params": biases, "rate_factor": 2, "weight_decay": 0.0},
         ]
-        return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum)
+        # Lightning cannot clip gradients that the fused step itself unscales.
+        scaled = self._trainer is not None and self.trainer.precision == "16-mixed"
+        fused = not (scaled and self.trainer.gradient_clip_val)
+        return torch.optim.SGD(groups, lr=self.learning_rate, momentum=self.momentum, fused=fused)
 
     def rate_of_epoch(self, epoch: int) -> float:
         """Return the learning rate of the weights in an epoch, given the validation errors before it."""
@@ -98,7 +102,7 @@ class LitClassifier(pl.LightningModule):
         self.train_counts.update(logits, batch.labels, loss)
         self.replaced += len(batch.replaced)
         self.log("train/step_loss", loss, batch_size=len(batch.labels))
-        self.log("image_size", float(batch.images.shape[-1]), on_step=False, on_epoch=True, batch_size=1)
+        self._image_size = batch.images.shape[-1]
         return loss
 
     def on_train_batch_end(self, *_: Any) -> None:
@@ -128,6 +132,7 @@ class LitClassifier(pl.LightningModule):
         images = figures.pop("images")
         logged = {f"train/{name}": value for name, value in figures.items()}
         logged["learning_rate"] = self.rate_of_epoch(self.current_epoch)
+        logged["image_size"] = self._image_size
         logged["images_per_second"] = images / self._epoch_seconds
         self.log_dict(logged)
         self.log("train/undecodable_images", float(self.replaced), sync_dist=True, reduce_fx="sum")

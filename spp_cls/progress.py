@@ -1,5 +1,6 @@
 """The progress bar of training: images per second and the errors so far."""
 
+import math
 import time
 from typing import Any
 
@@ -8,13 +9,17 @@ from pytorch_lightning.callbacks import TQDMProgressBar
 
 from spp_cls.module import LitClassifier
 
+# Reading a figure waits for the device.
+_SECONDS_BETWEEN_READINGS = 1.0
+
 
 class Progress(TQDMProgressBar):
     """Lightning's bar, with the errors counted so far in this epoch instead of raw metrics."""
 
     def __init__(self) -> None:
-        # Reading a figure waits for the device; ten times a second at most is plenty for the eye.
         super().__init__(refresh_rate=10)
+        self._metrics: dict[str, Any] = {}
+        self._read = -math.inf
 
     def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
         """Start the clock of the epoch."""
@@ -26,6 +31,9 @@ class Progress(TQDMProgressBar):
         assert isinstance(pl_module, LitClassifier)
         if trainer.validating or trainer.sanity_checking:
             return {}
+        if time.perf_counter() - self._read < _SECONDS_BETWEEN_READINGS:
+            return self._metrics
+        self._read = time.perf_counter()
         metrics: dict[str, Any] = {}
         figures = pl_module.train_counts.so_far()
         if figures:
@@ -35,4 +43,5 @@ class Progress(TQDMProgressBar):
             metrics["top-1 error"] = f"{figures['top1_error']:.1f} %"
         if pl_module.validation_errors:
             metrics["val top-1 error"] = f"{pl_module.validation_errors[-1]:.2f} %"
+        self._metrics = metrics
         return metrics

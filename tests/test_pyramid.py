@@ -6,8 +6,11 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from torch.nn import functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from spp_cls import SpatialPyramidPool, pool_windows
+from spp_cls.models.pyramid import gather_gradient
 
 
 def bins_of(cells: int, n: int) -> list[tuple[int, int]]:
@@ -65,6 +68,52 @@ def test_gradient_goes_to_the_maximum_of_each_bin(shape: tuple[int, int]) -> Non
                     column += 1
     # A sum of up to four weights in another order.
     torch.testing.assert_close(maps.grad, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(13, 13), (10, 10), (18, 14), (1, 7), (3, 2), (25, 6)])
+@pytest.mark.parametrize("n", [1, 2, 5, 6])
+def test_gathered_gradient_is_that_of_torch(shape: tuple[int, int], n: int) -> None:
+    # What a GPU computes. Whole numbers, so that any order of a sum gives the same bits; half of the cells are zeros,
+    # which tie, as after a ReLU.
+    maps = torch.randint(-9, 9, (2, 3, *shape)).double().relu().requires_grad_()
+    pooled, winners = F.adaptive_max_pool2d(maps, n, return_indices=True)
+    gradient = torch.randint(-9, 9, pooled.shape).double()
+    expected = torch.autograd.grad(pooled, maps, gradient)[0]
+    assert torch.equal(gather_gradient(gradient, winners, *shape), expected)
+
+
+def test_ties_have_one_winner_a_bin() -> None:
+    maps = torch.zeros(1, 1, 18, 18, requires_grad=True)
+    SpatialPyramidPool()(maps).sum().backward()
+    assert maps.grad is not None
+    assert maps.grad.sum() == 50
+    # At 18 cells bins of a level do not overlap, so that the winners of the finest level are 36 cells.
+    assert (maps.grad > 0).sum() == 36
+
+
+class Calls(TorchDispatchMode):
+    """Keep the sizes of the maps that each kind of operation reads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read: dict[str, list[int]] = {}
+
+    def __torch_dispatch__(self, function, types, arguments=(), keywords=None):
+        if not function.is_view and isinstance(arguments[0], torch.Tensor):
+            self.read.setdefault(function.overloadpacket.__name__, []).append(arguments[0].shape[-1])
+        return function(*arguments, **(keywords or {}))
+
+
+def test_the_map_is_read_once() -> None:
+    maps = torch.randn(2, 8, 13, 13).to(memory_format=torch.channels_last).requires_grad_()
+    with Calls() as calls:
+        pooled = SpatialPyramidPool((6, 3, 2, 1))(maps)
+        torch.autograd.grad(pooled, maps, torch.randn_like(pooled))
+    assert calls.read["adaptive_max_pool2d"] == [13]
+    assert calls.read["max_pool2d_with_indices"] == [6, 6, 2]
+    assert len(calls.read["adaptive_max_pool2d_backward"]) == 1
+    reads_of_maps = {name: sizes.count(13) for name, sizes in calls.read.items() if 13 in sizes}
+    assert reads_of_maps == {"adaptive_max_pool2d": 1}
 
 
 def test_layout_and_type() -> None:

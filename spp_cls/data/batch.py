@@ -1,6 +1,7 @@
 """Samples as the workers make them, batches of them, and what the device does to a batch."""
 
 from collections.abc import Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -50,9 +51,15 @@ def collate(samples: Sequence[Sample]) -> Batch:
     )
 
 
+@cache
+def _mean_on(device: torch.device, mean: tuple[float, ...]) -> Tensor:
+    # Copied to a GPU once: each copy waits until the GPU has done all that it was given.
+    return torch.tensor(mean, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+
+
 def minus_mean(images: Tensor, mean: Sequence[float]) -> Tensor:
     """Turn N x 3 x H x W pixels of 0..255 into the float32 input of a network."""
-    return images.float() - images.new_tensor(mean, dtype=torch.float32).view(1, -1, 1, 1)
+    return images.float() - _mean_on(images.device, tuple(mean))
 
 
 def finish_on_device(batch: Batch, mean: Sequence[float], size: int) -> Batch:

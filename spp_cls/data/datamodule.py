@@ -77,22 +77,34 @@ class ImageNetDataModule(pl.LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """List the data and check that it fills a batch, before anything is read."""
-        self.check_batch(self._processes)
+        self.check_batch(self._shares)
         if not len(self.val_files):
             raise UserError(f"there are no validation images in {self.val_files.root}")
 
-    def check_batch(self, processes: int) -> None:
-        """Raise UserError if the global batch cannot be shared out evenly or the training images do not fill it."""
-        if self.batch_size < 1 or self.batch_size % processes:
+    def check_batch(self, shares: int) -> None:
+        """Raise UserError if the global batch is not `shares` equal ones, or the training images do not fill it.
+
+        Each process takes as many shares as it accumulates gradients of.
+        """
+        if self.batch_size < 1 or self.batch_size % shares:
             raise UserError(
-                f"the global batch of {self.batch_size} does not divide by {processes} processes; "
-                f"set data.batch_size to a multiple of {processes}"
+                f"the global batch of {self.batch_size} does not divide by {shares} (processes times "
+                f"accumulated batches); set data.batch_size to a multiple of {shares}"
             )
         if len(self.train_files) < self.batch_size:
             raise UserError(
                 f"{len(self.train_files)} training images do not fill a batch of {self.batch_size}; "
                 "set a smaller data.batch_size"
             )
+
+    @property
+    def batch_size_of_step(self) -> int:
+        """Images of a training step of one process, whose gradients are added up over the global batch."""
+        return self.batch_size // self._shares
+
+    @property
+    def _shares(self) -> int:
+        return self._processes * (self.trainer.accumulate_grad_batches if self.trainer else 1)
 
     @property
     def _processes(self) -> int:
@@ -105,7 +117,7 @@ class ImageNetDataModule(pl.LightningDataModule):
     def _loader(self, dataset: Any, sampler: Any, drop_last: bool) -> DataLoader[Sample]:
         return DataLoader(
             dataset,
-            batch_size=self.batch_size // self._processes,
+            batch_size=self.batch_size_of_step,
             sampler=sampler,
             drop_last=drop_last,
             collate_fn=collate,

@@ -1,10 +1,11 @@
 """Local response normalisation across channels, with its gradient in closed form."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 
@@ -13,7 +14,8 @@ class LocalResponseNorm(nn.Module):
 
     The meaning of torch.nn.LocalResponseNorm: y = x / (k + alpha / size * sum of squares) ** beta. Maps of
     N x C x H x W give maps of the same shape, type and memory layout. Half precision is computed in float32. For the
-    gradient it keeps its input alone, which the ReLU before it keeps anyway.
+    gradient it keeps its input alone, which the ReLU before it keeps anyway. Sums are taken in one order, so the same
+    maps give the same bits on any device.
     """
 
     def __init__(self, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:
@@ -25,6 +27,8 @@ class LocalResponseNorm(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Normalise N x C x H x W maps."""
+        if not maps.is_contiguous() and not maps.is_contiguous(memory_format=torch.channels_last):
+            maps = maps.contiguous()
         return _Normalise.apply(maps, self.size, self.alpha, self.beta, self.k)
 
     def extra_repr(self) -> str:
@@ -36,81 +40,135 @@ class _Normalise(torch.autograd.Function):
     """With d = k + alpha / size * W(x^2), W the sum over the window: y = x * d^-beta, and
 
     dx = g * d^-beta - 2 * alpha * beta / size * x * W'(g * x * d^(-beta - 1)), W' the window mirrored.
+
+    A compiler gets these as expressions and fuses them. Without one, in _blocks.
     """
 
     @staticmethod
     def forward(ctx: Any, maps: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
         ctx.save_for_backward(maps)
         ctx.constants = size, alpha, beta, k
-
-        def normalise(x: Tensor) -> Tensor:
-            values = _at_least_float32(x)
-            return values * _scale(_denominator(values, size, alpha, k), beta)
-
-        return _by_block(normalise, maps)
+        if torch.compiler.is_compiling():
+            values = _at_least_float32(maps)
+            return (values * _scale(_denominator(values, size, alpha, k), beta)).to(maps.dtype)
+        result = torch.empty_like(maps)
+        for x, y in _blocks(maps, result):
+            torch.mul(x, _scale(_denominator_of_block(x, size, alpha, k), beta), out=y)
+        return result
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         (maps,) = ctx.saved_tensors
         size, alpha, beta, k = ctx.constants
-
-        def differentiate(x: Tensor, g: Tensor) -> Tensor:
-            values, slope = _at_least_float32(x), _at_least_float32(g)
+        factor = -2 * alpha * beta / size
+        if torch.compiler.is_compiling():
+            values = _at_least_float32(maps)
             denominator = _denominator(values, size, alpha, k)
-            direct = slope * _scale(denominator, beta)
-            spread = _window_sum(direct * values / denominator, (size - 1) // 2, size // 2)
-            return direct - spread * values * (2 * alpha * beta / size)
-
-        return _by_block(differentiate, maps, gradient), None, None, None, None
-
-
-# Values of a block on the CPU: the temporaries of one stay in the cache, those of a batch or of a large map do not.
-_BLOCK = 2**19
-
-
-def _by_block(function: Callable[..., Tensor], maps: Tensor, *others: Tensor) -> Tensor:
-    """Apply a function of N x C x H x W maps; on a CPU without a compiler, block of rows by block of rows."""
-    if torch.compiler.is_compiling() or maps.device.type != "cpu":
-        return function(maps, *others).to(maps.dtype)
-    result = torch.empty_like(maps)
-    _, channels, height, width = maps.shape
-    rows = max(1, _BLOCK // max(1, channels * width))
-    for image in range(len(maps)):
-        for row in range(0, height, rows):
-            block = (slice(image, image + 1), slice(None), slice(row, row + rows))
-            result[block] = function(maps[block], *(other[block] for other in others))
-    return result
+            direct = _at_least_float32(gradient) * _scale(denominator, beta)
+            spread = _shifted_sum(direct * values / denominator, (size - 1) // 2, size // 2)
+            return (direct + spread * values * factor).to(maps.dtype), None, None, None, None
+        result = torch.empty_like(maps)
+        for x, g, dx in _blocks(maps, gradient, result):
+            denominator = _denominator_of_block(x, size, alpha, k)
+            direct = _scale(denominator, beta).mul_(g)
+            padded, inside = _padded_block(x, size, (size - 1) // 2, 0.0)
+            torch.div(direct * x, denominator, out=inside)
+            torch.addcmul(direct, x, _window_sum(padded, size, x.shape[1]), value=factor, out=dx)
+        return result, None, None, None, None
 
 
 def _at_least_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _denominator(values: Tensor, size: int, alpha: float, k: float) -> Tensor:
-    # For an even size torch's window reaches one channel further down than up.
-    return _window_sum(values * values, size // 2, (size - 1) // 2) * (alpha / size) + k
-
-
 def _scale(denominator: Tensor, beta: float) -> Tensor:
     if beta == 0.75:
         # Two square roots cost a fraction of a general power.
         root = denominator.rsqrt()
-        return root * root.sqrt()
+        return root.sqrt().mul_(root)
     return denominator.pow(-beta)
 
 
-def _window_sum(values: Tensor, below: int, above: int) -> Tensor:
-    """Sum over the channels from c - below to c + above, as far as there are any."""
-    if torch.compiler.is_compiling():
-        # One expression, which the compiler fuses with what is around it.
-        padded = F.pad(values, (0, 0, 0, 0, below, above))
-        return sum(
-            (padded.narrow(1, i, values.shape[1]) for i in range(1, below + above + 1)),
-            start=padded.narrow(1, 0, values.shape[1]),
-        )
-    total = values.clone()
-    for offset in range(1, below + 1):
-        total[:, offset:] += values[:, :-offset]
-    for offset in range(1, above + 1):
-        total[:, :-offset] += values[:, offset:]
+def _denominator(values: Tensor, size: int, alpha: float, k: float) -> Tensor:
+    # For an even size torch's window reaches one channel further down than up.
+    return _shifted_sum(values * values, size // 2, (size - 1) // 2) * (alpha / size) + k
+
+
+def _shifted_sum(values: Tensor, below: int, above: int) -> Tensor:
+    """Sum over the channels from c - below to c + above, as far as there are any: one expression."""
+    total = values
+    for offset in range(1, min(below, values.shape[1] - 1) + 1):
+        total = total + F.pad(values[:, :-offset], (0, 0, 0, 0, offset, 0))
+    for offset in range(1, min(above, values.shape[1] - 1) + 1):
+        total = total + F.pad(values[:, offset:], (0, 0, 0, 0, 0, offset))
+    return total
+
+
+# Values of a block: on the CPU its temporaries stay in the cache, elsewhere they take little memory.
+_CPU_BLOCK = 2**19
+_BLOCK = 2**24
+
+
+def _blocks(maps: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """Cut N x C x H x W maps of one layout into blocks, seen as outer x C x inner, which lie in memory in this order.
+
+    The first ones are float32 or better; the last one, the result, is as it is.
+    """
+    channels = maps.shape[1]
+    if maps.is_contiguous():
+        views = [tensor.contiguous().flatten(2) for tensor in (maps, *others)]
+    else:
+        views = [_channels_last(tensor).permute(0, 2, 3, 1).reshape(-1, channels, 1) for tensor in (maps, *others)]
+    outer, _, inner = views[0].shape
+    block = _CPU_BLOCK if maps.device.type == "cpu" else _BLOCK
+    inner_step = max(1, min(inner, block // channels))
+    outer_step = max(1, block // (channels * inner_step))
+    for start in range(0, outer, outer_step):
+        for first in range(0, inner, inner_step):
+            *given, result = (v[start : start + outer_step, :, first : first + inner_step] for v in views)
+            yield *map(_at_least_float32, given), result
+
+
+def _channels_last(maps: Tensor) -> Tensor:
+    return maps.contiguous(memory_format=torch.channels_last)
+
+
+def _padded_block(x: Tensor, size: int, below: int, fill: float) -> tuple[Tensor, Tensor]:
+    """Return an outer x (C + size - 1) x inner tensor, and the part of it that holds C channels; the rest is `fill`."""
+    outer, channels, inner = x.shape
+    padded = x.new_empty(outer, channels + size - 1, inner)
+    padded[:, :below] = fill
+    padded[:, below + channels :] = fill
+    return padded, padded[:, below : below + channels]
+
+
+def _denominator_of_block(x: Tensor, size: int, alpha: float, k: float) -> Tensor:
+    # With k / size in each of the terms of the sum, and in those that are missing at the ends, one pass is saved.
+    padded, inside = _padded_block(x, size, size // 2, k / size)
+    torch.addcmul(x.new_full((), k / size), x, x, value=alpha / size, out=inside)
+    return _window_sum(padded, size, x.shape[1])
+
+
+def _window_sum(padded: Tensor, size: int, channels: int) -> Tensor:
+    """Sum each `size` successive channels.
+
+    The block is one row of numbers, in which neighbouring channels lie `inner` apart: adding it to itself, shifted,
+    is several times faster than adding slices. What runs over from one pixel's channels into the next one's is left
+    out at the end.
+    """
+    outer, _, inner = padded.shape
+    sums = _successive_sum(padded.view(-1), size, inner)
+    return sums.as_strided((outer, channels, inner), padded.stride())
+
+
+def _successive_sum(row: Tensor, size: int, step: int) -> Tensor:
+    if size == 1:
+        return row
+    half = size // 2
+    part = _successive_sum(row, half, step)
+    total = part[: len(part) - half * step] + part[half * step :]
+    if size % 2:
+        last = row[(size - 1) * step :]
+        total = total[: len(last)].add_(last)
     return total

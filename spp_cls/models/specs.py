@@ -68,7 +68,8 @@ class NetSpec:
         return [layer.channels for layer in self.layers if isinstance(layer, Conv)][-1]
 
 
-def _narrowed(spec: NetSpec, name: str, divisor: int) -> NetSpec:
+def narrowed(spec: NetSpec, name: str, divisor: int) -> NetSpec:
+    """Divide the widths of all layers of a spec; strides and map sizes stay."""
     layers = tuple(
         replace(layer, channels=layer.channels // divisor) if isinstance(layer, Conv) else layer
         for layer in spec.layers
@@ -125,7 +126,7 @@ _OVERFEAT7 = replace(
     layers=(*_OVERFEAT5.layers, Conv(512, 3, padding=1), Conv(512, 3, padding=1)),
 )
 
-SPECS = {spec.name: spec for spec in (_ZF5, _CONVNET5, _OVERFEAT5, _OVERFEAT7, _narrowed(_ZF5, "zf5_tiny", divisor=4))}
+SPECS = {spec.name: spec for spec in (_ZF5, _CONVNET5, _OVERFEAT5, _OVERFEAT7, narrowed(_ZF5, "zf5_tiny", divisor=4))}
 
 
 def get_spec(name: str) -> NetSpec:
