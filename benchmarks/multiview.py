@@ -4,18 +4,14 @@ Both score the same views of the same images with the same net and threads, inte
 each ratio of times stands the ratio of multiply-adds of convolutions and fc layers, counted from shapes.
 """
 
-import json
-import platform
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from timing import interleaved, machine, multiply_adds, write_json
+from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
@@ -27,40 +23,10 @@ from spp_cls.evaluation.evaluate import view_logits
 from spp_cls.evaluation.images import Cut, cut_of
 from spp_cls.evaluation.views import PROTOCOLS, View
 from spp_cls.evaluation.windows import window_cells
-from spp_cls.rows import hardware
 
 MAX_PIXELS = 8_000_000
 WINDOW = 224
 RANDOM_WINDOWS = 2000
-
-
-def multiply_adds(net: SPPNet, run: Callable[[], Any]) -> int:
-    """Count those of convolutions and fc layers while `run` runs the net."""
-    total = 0
-
-    def count(layer: nn.Module, _: Any, output: Tensor) -> None:
-        nonlocal total
-        weight = layer.weight
-        assert isinstance(weight, Tensor)
-        total += output.numel() * weight[0].numel()
-
-    handles = [m.register_forward_hook(count) for m in net.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
-    run()
-    for handle in handles:
-        handle.remove()
-    return total
-
-
-def interleaved(runs: dict[str, Callable[[], Any]], repeats: int) -> dict[str, float]:
-    """Return the median seconds of each run; they take turns, after one turn that is not timed."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for turn in range(repeats + 1):
-        for name, run in runs.items():
-            start = time.perf_counter()
-            run()
-            if turn:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def images_of(views: list[View], count: int) -> dict[Cut, Tensor]:
@@ -167,13 +133,7 @@ def main(arguments: list[str]) -> None:
     """Run all comparisons, print them and write them as JSON."""
     given = options({"out": None, "repeats": "5"}, arguments)
     repeats = int(given["repeats"])
-    results: dict[str, Any] = {
-        "command": "python benchmarks/multiview.py",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "hardware": hardware(),
-        "threads": torch.get_num_threads(),
-    }
+    results = machine("python benchmarks/multiview.py")
     with torch.inference_mode():
         for name in ("zf5", "overfeat7"):
             net = build_net(name, init="kaiming").to(memory_format=torch.channels_last).eval()
@@ -193,8 +153,7 @@ def main(arguments: list[str]) -> None:
                 else:
                     print(f"{name} {kind}: {100 * figures['share']:.2f} % of the time of a scale", flush=True)
             results[name] = found
-    if given["out"]:
-        Path(given["out"]).write_text(json.dumps(results, indent=2) + "\n")
+    write_json(results, given["out"])
 
 
 if __name__ == "__main__":

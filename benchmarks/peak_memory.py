@@ -4,8 +4,6 @@ A photograph of 4000 x 3000 pixels and twenty of 1000 x 750 are tested with ZF-5
 bound, max_pixels, and the largest resident size of that process is read.
 """
 
-import json
-import platform
 import resource
 import subprocess
 import sys
@@ -16,13 +14,13 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 from PIL import Image
+from timing import machine, write_json
 
 from spp_cls import build_net
 from spp_cls.command import one_line, options
 from spp_cls.data.sources import open_source
 from spp_cls.evaluation.evaluate import evaluate
 from spp_cls.evaluation.views import get_protocol
-from spp_cls.rows import hardware
 
 BOUNDS = (500_000, 2_000_000, 8_000_000)
 
@@ -45,13 +43,7 @@ def main(arguments: list[str]) -> None:
         print(measure(root, int(bound), protocol))
         return
     sizes: dict[str, int] = {}
-    results = {
-        "command": "python benchmarks/peak_memory.py",
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "hardware": hardware(),
-        "mib": sizes,
-    }
+    results = machine("python benchmarks/peak_memory.py", mib=sizes)
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "val/one"
         folder.mkdir(parents=True)
@@ -65,8 +57,7 @@ def main(arguments: list[str]) -> None:
             name = f"{protocol} max_pixels={bound}" if bound else "net and libraries alone"
             sizes[name] = size
             print(f"{name}: {size} MiB", flush=True)
-    if given["out"]:
-        Path(given["out"]).write_text(json.dumps(results, indent=2) + "\n")
+    write_json(results, given["out"])
 
 
 if __name__ == "__main__":

@@ -65,7 +65,8 @@ class Acceleration(Callback):
         try:
             warm_up(net, self.sizes, data.batch_size_of_step, plugin.train_step_context, plugin.val_step_context)
         except _NO_COMPILER as error:
-            reason = str(error).strip().splitlines()[0]
+            # Dynamo puts its own message around the compiler's.
+            reason = str(getattr(error, "inner_exception", error)).strip().splitlines()[0]
             if self.compile is True:
                 raise UserError(f"the network cannot be compiled here ({reason}); set compile=false") from error
             _log.warning("the network is not compiled, as no compiler works here: %s", reason)

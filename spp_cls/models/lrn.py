@@ -14,8 +14,8 @@ class LocalResponseNorm(nn.Module):
 
     The meaning of torch.nn.LocalResponseNorm: y = x / (k + alpha / size * sum of squares) ** beta. Maps of
     N x C x H x W give maps of the same shape, type and memory layout. Half precision is computed in float32. For the
-    gradient it keeps its input alone, which the ReLU before it keeps anyway. Sums are taken in one order, so the same
-    maps give the same bits on any device.
+    gradient it keeps its input alone, which the ReLU before it keeps anyway. Sums are taken in a fixed order: every
+    run gives the same bits.
     """
 
     def __init__(self, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0) -> None:

@@ -1,10 +1,11 @@
 """Spatial pyramid pooling: a feature map of any size becomes a vector of one length."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torchvision.ops import roi_pool
 
@@ -37,7 +38,10 @@ class SpatialPyramidPool(nn.Module):
 
     def forward(self, maps: Tensor) -> Tensor:
         """Pool N x C x H x W maps, H and W at least 1."""
-        return _pyramid(self.levels, lambda n: _MaxOfBins.apply(maps, n))
+        if maps.device.type == "cpu":
+            # Torch's pooling takes many channels at once only in this layout, which is worth a copy.
+            maps = maps.contiguous(memory_format=torch.channels_last)
+        return _PoolLevels.apply(maps, self.levels)
 
     def extra_repr(self) -> str:
         """Show the levels in the module's repr."""
@@ -55,36 +59,76 @@ def pool_windows(maps: Tensor, windows: Tensor, levels: Sequence[int]) -> Tensor
     values, rois = maps.float(), windows.to(dtype=torch.float32)
     if maps.dtype == torch.float64:
         values, rois = maps, windows.to(dtype=torch.float64)
-    return _pyramid(levels, lambda n: roi_pool(values, rois, n)).to(maps.dtype)
+    grids: dict[int, Tensor] = {}
+    for n, finer in _finer_levels(levels).items():
+        grids[n] = F.max_pool2d(grids[finer], finer // n) if finer else roi_pool(values, rois, n)
+    return torch.cat([grids[n].flatten(1) for n in levels], dim=1).to(maps.dtype)
 
 
-def _pyramid(levels: Sequence[int], pool: Callable[[int], Tensor]) -> Tensor:
-    """Pool each level, the maps themselves only where no finer level can be divided.
+def _finer_levels(levels: Sequence[int]) -> dict[int, int | None]:
+    """Return each level, the finest first, with the next finer level that it divides, if there is one.
 
     floor(2i * a / 6) = floor(i * a / 3): bins of a level that divides a finer one are unions of its bins.
     """
-    grids: dict[int, Tensor] = {}
+    finer: dict[int, int | None] = {}
     for n in sorted(set(levels), reverse=True):
-        finer = next((m for m in reversed(grids) if m % n == 0), None)
-        grids[n] = pool(n) if finer is None else F.max_pool2d(grids[finer], finer // n)
-    return torch.cat([grids[n].flatten(1) for n in levels], dim=1)
+        finer[n] = next((m for m in reversed(finer) if m % n == 0), None)
+    return finer
 
 
-class _MaxOfBins(torch.autograd.Function):
-    """Adaptive max pooling to n x n whose gradient is the same, bit for bit, in every run on every device."""
+class _PoolLevels(torch.autograd.Function):
+    """Pool the maps for the levels that divide no other one, and their bins for the rest.
 
-    @staticmethod
-    def forward(ctx: Any, maps: Tensor, n: int) -> Tensor:
-        values, winners = F.adaptive_max_pool2d(maps, n, return_indices=True)
-        ctx.save_for_backward(maps, winners)
-        return values
+    In the backward pass the gradients of all levels meet in the bins of the finest one before they go to the maps.
+    Sums are taken in a fixed order: every run gives the same bits.
+    """
 
     @staticmethod
+    def forward(ctx: Any, maps: Tensor, levels: tuple[int, ...]) -> Tensor:
+        grids: dict[int, Tensor] = {}
+        winners: dict[int, Tensor] = {}
+        for n, finer in _finer_levels(levels).items():
+            if finer:
+                grids[n], winners[n] = F.max_pool2d(grids[finer], finer // n, return_indices=True)
+            else:
+                grids[n], winners[n] = F.adaptive_max_pool2d(maps, n, return_indices=True)
+        ctx.levels = levels
+        ctx.save_for_backward(maps, *winners.values())
+        pooled = maps.new_empty(maps.shape[0], maps.shape[1] * sum(n * n for n in levels))
+        for n, part in zip(levels, _split(pooled, levels), strict=True):
+            part.copy_(grids[n])
+        return pooled
+
+    @staticmethod
+    @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        maps, winners = ctx.saved_tensors
-        if maps.device.type == "cpu":
-            return torch.ops.aten.adaptive_max_pool2d_backward(gradient, maps, winners), None
-        return gather_gradient(gradient, winners, maps.shape[-2], maps.shape[-1]), None
+        maps, *winners = ctx.saved_tensors
+        finer_levels = _finer_levels(ctx.levels)
+        winners_of = dict(zip(finer_levels, winners, strict=True))
+        sums: dict[int | None, Tensor] = {}
+        for n, part in zip(ctx.levels, _split(gradient, ctx.levels), strict=True):
+            _add(sums, n, torch.empty_like(winners_of[n], dtype=gradient.dtype).copy_(part))
+        for n, finer in reversed(finer_levels.items()):
+            _add(sums, finer, _spread(sums[n], winners_of[n], sums[finer] if finer else maps))
+        return sums[None], None
+
+
+def _add(sums: dict[int | None, Tensor], key: int | None, term: Tensor) -> None:
+    sums[key] = sums[key].add_(term) if key in sums else term
+
+
+def _split(pooled: Tensor, levels: Sequence[int]) -> list[Tensor]:
+    """View N x (C * sum of n * n) values as an N x C x n x n grid for each level."""
+    channels = pooled.shape[1] // sum(n * n for n in levels)
+    parts = pooled.split([channels * n * n for n in levels], dim=1)
+    return [part.view(pooled.shape[0], channels, n, n) for part, n in zip(parts, levels, strict=True)]
+
+
+def _spread(gradient: Tensor, winners: Tensor, maps: Tensor) -> Tensor:
+    """Give the gradients of bins to the cells of the maps that won them."""
+    if maps.device.type == "cpu":
+        return torch.ops.aten.adaptive_max_pool2d_backward(gradient, maps, winners)
+    return gather_gradient(gradient, winners, maps.shape[-2], maps.shape[-1])
 
 
 def gather_gradient(gradient: Tensor, winners: Tensor, height: int, width: int) -> Tensor:
