@@ -1,6 +1,7 @@
 """The best classes of images: python -m spp_cls.predict NET IMAGE... [protocol=full1] [format=table] [top=5]."""
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -40,9 +41,14 @@ def open_net(path: str | Path) -> SPPNet | ExportedNet:
     return open_exported(Path(path)) if Path(path).suffix in (".onnx", ".pt2") else load_net(path)
 
 
+def _plain(net: SPPNet | ExportedNet) -> SPPNet:
+    """Return the network, or that of an export, which has no weights."""
+    return net.net if isinstance(net, ExportedNet) else net
+
+
 def check_can_run(net: SPPNet | ExportedNet, protocol: Protocol) -> None:
     """Raise UserError if a network cannot run a protocol, has no classes, or is not for RGB images."""
-    plain = net.net if isinstance(net, ExportedNet) else net
+    plain = _plain(net)
     check_protocols(plain, [protocol])
     if plain.num_classes == 0 or plain.recipe.in_chans != 3:
         raise UserError(
@@ -83,8 +89,8 @@ def predictions(
     net: SPPNet | ExportedNet, paths: Sequence[Path], protocol: Protocol
 ) -> Iterator[tuple[Path, Tensor | UserError]]:
     """Yield each image's path with its scores, or with the error of an image that cannot be read or decoded."""
-    recipe = (net.net if isinstance(net, ExportedNet) else net).recipe
-    files = ImageFiles(Path(), np.array([str(path).encode() for path in paths]), np.zeros(len(paths), np.int64), ())
+    recipe = _plain(net).recipe
+    files = ImageFiles(Path(), np.array([os.fsencode(path) for path in paths]), np.zeros(len(paths), np.int64), ())
     cuts = {cut_of(view, recipe.input_size) for view in protocol.views}
     images = ViewedImages(files, cuts, recipe.input_size)
     for number, path in enumerate(paths):
@@ -139,7 +145,7 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError(f"top is a number of classes from 1 up, not {given['top']}")
     paths = image_paths(names[1:])
     net = open_net(names[0])
-    recipe = (net.net if isinstance(net, ExportedNet) else net).recipe
+    recipe = _plain(net).recipe
     protocol = get_protocol(given["protocol"] or ("full1" if recipe.pooling == "spp" else "crop1"))
     check_can_run(net, protocol)
     rows: list[tuple[str, str, str]] = []

@@ -3,15 +3,22 @@
 import os
 import shlex
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from spp_cls.checkpoint import RECIPE_KEY, load_checkpoint, recipe_to_plain
+from spp_cls.checkpoint import RECIPE_KEY, load_checkpoint, recipe_from_plain, recipe_to_plain
 from spp_cls.data.datamodule import ImageNetDataModule
 from spp_cls.errors import UserError
 from spp_cls.models.net import NetRecipe, SPPNet
+
+# What a run is trained with, beside its network; the rest may change from one start to the next.
+_TRAINING = (
+    "optimizer", "sizes", "colour_deviation", "seed", "data.kind", "data.batch_size", "trainer.gradient_clip_val",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,11 @@ class RunFolder:
         """TensorBoard's folder."""
         return self.path / "tensorboard"
 
+    @property
+    def configuration(self) -> Path:
+        """The configuration of the run, as it was last started."""
+        return self.path / "config.yaml"
+
     def prepare(self, cfg: DictConfig) -> None:
         """Make the folder and write the run's configuration into it.
 
@@ -46,27 +58,42 @@ class RunFolder:
             handle, name = tempfile.mkstemp(dir=self.path, prefix=".config-", suffix=".yaml")
             with os.fdopen(handle, "w") as file:
                 file.write(OmegaConf.to_yaml(cfg, resolve=True))
-            os.replace(name, self.path / "config.yaml")
+            os.replace(name, self.configuration)
         except OSError as error:
             raise UserError(
                 f"cannot write the run folder {self.path}: {error.strerror}; set run_folder to another"
             ) from error
 
-    def checkpoint_to_resume(self, recipe: NetRecipe) -> Path | None:
-        """Return the last checkpoint, if there is one.
+    def checkpoint_to_resume(self, recipe: NetRecipe, cfg: DictConfig) -> Path | None:
+        """Return the last checkpoint, if there is one. To be called before `prepare`.
 
         Raises:
-            UserError: it is of another network or other classes than `recipe`.
+            UserError: it is of another network, other classes or another training recipe than `recipe` and `cfg`.
         """
         if not self.last.exists():
             return None
-        old, new = load_checkpoint(self.last)[RECIPE_KEY], recipe_to_plain(recipe)
-        different = [f"{key} was {old.get(key)}, is {new[key]}" for key in new if old.get(key) != new[key]]
+        old = recipe_from_plain(load_checkpoint(self.last)[RECIPE_KEY])
+        different = _differences(recipe_to_plain(old), recipe_to_plain(recipe))
+        if self.configuration.is_file():
+            before = OmegaConf.load(self.configuration)
+            different += _differences(*({key: OmegaConf.select(c, key) for key in _TRAINING} for c in (before, cfg)))
         if different:
             raise UserError(
-                f"the run in {self.path} is of another network ({'; '.join(different)}); choose another name=..."
+                f"the run in {self.path} has another recipe ({'; '.join(different)}); choose another name=..., "
+                f"and init_from={self.last} to start from its weights"
             )
         return self.last
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Tell of each key whose value differs what it was and is; of the class names, the first that differs."""
+    changed = {key: (old[key], new[key]) for key in new if old[key] != new[key]}
+    names = changed.pop("class_names", None)
+    lines = [f"{key} was {was}, is {now}" for key, (was, now) in changed.items()]
+    if names and all(names) and "num_classes" not in changed:
+        number, was, now = next((i, *pair) for i, pair in enumerate(zip(*names, strict=True)) if pair[0] != pair[1])
+        lines.append(f"class {number} was {was}, is {now}")
+    return lines
 
 
 def opening_lines(folder: RunFolder, net: SPPNet, data: ImageNetDataModule) -> str:
