@@ -18,6 +18,7 @@ from PIL import Image
 from spp_cls import SPPNet, build_net
 from spp_cls.command import one_line
 from spp_cls.command import run as run_command
+from spp_cls.export import export
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -113,6 +114,19 @@ def write_checkpoint(path: Path, **options: Any) -> SPPNet:
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save({"net_recipe": asdict(net.recipe), "state_dict": weights, "epoch": 0}, path)
     return net.eval()
+
+
+CLASSES = ("blue", "green", "red")
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with best.ckpt of three classes, and below it the folder of its exports in all formats."""
+    folder = tmp_path_factory.mktemp("exported")
+    torch.manual_seed(0)
+    write_checkpoint(folder / "best.ckpt", class_names=CLASSES)
+    export(folder / "best.ckpt", ["safetensors", "onnx", "torch"], folder / "export")
+    return folder
 
 
 def pixels_minus_mean(net: SPPNet, *shapes: tuple[int, int, int]) -> list[torch.Tensor]:
