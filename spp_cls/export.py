@@ -1,14 +1,13 @@
 """A trained network in the formats of others: python -m spp_cls.export CHECKPOINT [format=[...]] [out=FOLDER]."""
 
+import io
 import logging
 import os
 import shutil
 import sys
 import tempfile
-import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
-from io import StringIO
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -78,7 +77,10 @@ def export(checkpoint: str | Path, formats: Sequence[str], out: str | Path) -> l
 
 def _written_and_tried(name: str, net: SPPNet, trials: Sequence[Trial], aside: Path, out: Path) -> str:
     write, reopen, file = _WRITERS[name]
-    write(net, aside)
+    try:
+        write(net, aside)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write {out / file}: {error}; free some space or choose another folder") from error
     difference = largest_difference(reopen(aside), trials, name)
     largest = max(float(trial.logits.abs().max()) for trial in trials)
     megabytes = (aside / file).stat().st_size / 1e6
@@ -125,16 +127,13 @@ def _write_safetensors(net: SPPNet, folder: Path) -> None:
     recipe = recipe_to_plain(net.recipe)
     names = recipe["class_names"]
     arguments = {key: value for key, value in recipe.items() if key not in ("name", "pooling")}
-    try:
-        save_for_hf(
-            net,
-            str(folder),
-            model_config={"label_names": names, "preprocessing": preprocessing(net)},
-            model_args=arguments,
-            safe_serialization=True,
-        )
-    except SafetensorError as error:
-        raise UserError(f"cannot write {folder / WEIGHTS_FILE}: {error}; free some space") from error
+    save_for_hf(
+        net,
+        str(folder),
+        model_config={"label_names": names, "preprocessing": preprocessing(net)},
+        model_args=arguments,
+        safe_serialization=True,
+    )
     # safetensors lets nobody else read its files.
     shutil.copymode(folder / CONFIG_FILE, folder / WEIGHTS_FILE)
 
@@ -166,11 +165,10 @@ def _write_torch(net: SPPNet, folder: Path) -> None:
         )
     # The only part of the file that would be a pickle.
     program.example_inputs = None
-    path = folder / "model.pt2"
-    try:
-        torch.export.save(program, path, extra_files=metadata(net))
-    except RuntimeError as error:
-        raise UserError(f"cannot write {path}: {error}; free some space") from error
+    # Not into the file itself, as PyTorch's writer ends the process when a disk is full.
+    content = io.BytesIO()
+    torch.export.save(program, content, extra_files=metadata(net))
+    (folder / "model.pt2").write_bytes(content.getbuffer())
 
 
 def _example(net: SPPNet) -> Tensor:
@@ -181,18 +179,17 @@ def _example(net: SPPNet) -> Tensor:
 
 @contextmanager
 def _for_export() -> Iterator[None]:
-    """Trace without gradients, for sizes of one too, and without the exporters' talk."""
-    talk = logging.getLogger("torch.fx.experimental.symbolic_shapes")
-    level = talk.level
-    talk.setLevel(logging.ERROR)
+    """Trace without gradients, and for lengths of one as for any other."""
+    # It tells at length of every inequality between sizes that it does not solve, and needs none of them.
+    solver = logging.getLogger("torch.fx.experimental.symbolic_shapes")
+    level = solver.level
+    solver.setLevel(logging.ERROR)
     try:
         # Else a map of one cell and a batch of one image are taken for special cases, and refused later.
-        one_is_any_size = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
-        with one_is_any_size, torch.no_grad(), warnings.catch_warnings(), redirect_stdout(StringIO()):
-            warnings.simplefilter("ignore")
+        with symbolic_shapes.patch(backed_size_oblivious=True), torch.no_grad():  # type: ignore[attr-defined]
             yield
     finally:
-        talk.setLevel(level)
+        solver.setLevel(level)
 
 
 def _timm_run(folder: Path) -> Run:

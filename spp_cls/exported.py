@@ -138,7 +138,7 @@ def _open_torch(path: Path) -> tuple[Mapping[str, str], Callable[[Tensor], Tenso
 
 
 def _check_pt2(path: Path) -> None:
-    """Raise ValueError for an archive with anything in it that torch.export.load would unpickle or link.
+    """Raise ValueError for an archive with pickles or compiled code in it, which torch.export.load would run.
 
     It unpickles without a restriction where the archive tells it to, and tries an older layout with other names.
     """

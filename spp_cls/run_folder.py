@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from spp_cls.checkpoint import RECIPE_KEY, load_checkpoint, recipe_from_plain, recipe_to_plain
 from spp_cls.data.datamodule import ImageNetDataModule
 from spp_cls.errors import UserError
 from spp_cls.models.net import NetRecipe, SPPNet
 
-# What a run is trained with, beside its network; the rest may change from one start to the next.
-_TRAINING = (
-    "optimizer", "sizes", "colour_deviation", "seed", "data.kind", "data.batch_size", "trainer.gradient_clip_val",
-)  # fmt: skip
+# What a run is trained with, beside its network and the optimizer; the rest may change from one start to the next.
+_TRAINING = ("sizes", "colour_deviation", "seed", "data.kind", "data.batch_size", "trainer.gradient_clip_val")
 
 
 @dataclass(frozen=True)
@@ -75,8 +73,7 @@ class RunFolder:
         old = recipe_from_plain(load_checkpoint(self.last)[RECIPE_KEY])
         different = _differences(recipe_to_plain(old), recipe_to_plain(recipe))
         if self.configuration.is_file():
-            before = OmegaConf.load(self.configuration)
-            different += _differences(*({key: OmegaConf.select(c, key) for key in _TRAINING} for c in (before, cfg)))
+            different += _differences(_training(OmegaConf.load(self.configuration)), _training(cfg))
         if different:
             raise UserError(
                 f"the run in {self.path} has another recipe ({'; '.join(different)}); choose another name=..., "
@@ -85,14 +82,19 @@ class RunFolder:
         return self.last
 
 
+def _training(cfg: DictConfig | ListConfig) -> dict[str, Any]:
+    optimizer = OmegaConf.select(cfg, "optimizer") or {}
+    return {key: OmegaConf.select(cfg, key) for key in _TRAINING} | {f"optimizer.{k}": v for k, v in optimizer.items()}
+
+
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """Tell of each key whose value differs what it was and is; of the class names, the first that differs."""
-    changed = {key: (old[key], new[key]) for key in new if old[key] != new[key]}
-    names = changed.pop("class_names", None)
-    lines = [f"{key} was {was}, is {now}" for key, (was, now) in changed.items()]
-    if names and all(names) and "num_classes" not in changed:
-        number, was, now = next((i, *pair) for i, pair in enumerate(zip(*names, strict=True)) if pair[0] != pair[1])
-        lines.append(f"class {number} was {was}, is {now}")
+    changed = {key: (old.get(key), new[key]) for key in new if old.get(key) != new[key]}
+    was, now = changed.pop("class_names", (None, None))
+    lines = [f"{key} was {before}, is {after}" for key, (before, after) in changed.items()]
+    if was and now and len(was) == len(now):
+        number = next(i for i in range(len(now)) if was[i] != now[i])
+        lines.append(f"class {number} was {was[number]}, is {now[number]}")
     return lines
 
 

@@ -1,6 +1,7 @@
 """Small generated data for the tests."""
 
 import importlib
+import os
 import runpy
 import subprocess
 import sys
@@ -21,6 +22,10 @@ from spp_cls.command import run as run_command
 from spp_cls.export import export
 
 REPOSITORY = Path(__file__).parent.parent
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A process for each core already; threads of two of them would wait for each other.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

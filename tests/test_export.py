@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import pickle
+import resource
 import shutil
 import subprocess
 import sys
@@ -244,6 +245,20 @@ def test_a_network_too_large_for_onnx(tmp_path: Path, tool: Tool, monkeypatch: A
     assert "holds no more than 2 GiB" in error_of(tool("spp_cls.export", "best.ckpt", "format=onnx"))
 
 
+@pytest.mark.parametrize("form", ["safetensors", "onnx", "torch"])
+def test_a_full_disk_leaves_one_line_and_no_file(form: str, tmp_path: Path, tool: Tool) -> None:
+    write_checkpoint(tmp_path / "best.ckpt")
+    # A limit on the size of a file stands for a disk that is full.
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, limits[1]))
+    try:
+        result = tool("spp_cls.export", "best.ckpt", f"format={form}")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert error_of(result).startswith("error: cannot write export/model.")
+    assert [path.name for path in tmp_path.iterdir()] == ["best.ckpt"]
+
+
 class Evil:
     """A pickle of it makes a folder when it is read."""
 
@@ -254,7 +269,7 @@ class Evil:
         return os.mkdir, (str(self.trace),)
 
 
-def rewritten(source: Path, target: Path, changes: dict[str, bytes], root: str = "model/") -> None:
+def rewritten(source: Path, target: Path, changes: dict[str, bytes], root: str = "archive/") -> None:
     """Copy a .pt2 with other contents for some of its records."""
     with zipfile.ZipFile(source) as old, zipfile.ZipFile(target, "w") as new:
         for name in old.namelist():
@@ -269,7 +284,7 @@ def evil_pt2(kind: str, source: Path, target: Path, trace: Path) -> None:
     evil = pickle.dumps(Evil(trace))
     weights, constants = "data/weights/model_weights_config.json", "data/constants/model_constants_config.json"
     with zipfile.ZipFile(source) as file:
-        config, program = json.loads(file.read(f"model/{weights}")), file.read("model/models/model.json")
+        config, program = json.loads(file.read(f"archive/{weights}")), file.read("archive/models/model.json")
     torch.save(Evil(trace), target)
     saved = target.read_bytes()
     if kind == "sample inputs":

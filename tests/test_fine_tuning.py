@@ -108,7 +108,7 @@ def test_a_run_starts_from_weights_once_and_refuses_another_recipe(
     line = error_of(command("train.py", *arguments, "seed=3", "data.batch_size=4", "model.levels=[4,1]"))
     for difference in ("levels was (6, 3, 2, 1), is (4, 1)", "seed was 0, is 3", "data.batch_size was 8, is 4"):
         assert difference in line
-    assert "learning_rate': 1e-12" in line
+    assert "optimizer.learning_rate was 1e-12, is 0.01" in line
     assert "choose another name=..., and init_from=runs/small/last.ckpt to start from its weights" in line
     shutil.move(image_folder / "train/red", image_folder / "train/pink")
     shutil.move(image_folder / "val/red", image_folder / "val/pink")
