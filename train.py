@@ -11,6 +11,7 @@ from pytorch_lightning.loggers import TensorBoardLogger
 from spp_cls import build_net, command
 from spp_cls.acceleration import Acceleration
 from spp_cls.data.datamodule import ImageNetDataModule
+from spp_cls.fine_tuning import init_from
 from spp_cls.module import LitClassifier
 from spp_cls.progress import Progress
 from spp_cls.run_folder import RunFolder, closing_lines, opening_lines
@@ -33,6 +34,8 @@ def train(cfg: DictConfig) -> None:
     pl.seed_everything(cfg.seed, verbose=False)
     net = build_net(**model, num_classes=len(data.class_names), class_names=data.class_names)
     folder = RunFolder(Path(cfg.run_folder))
+    last = folder.checkpoint_to_resume(net.recipe, cfg)
+    started_from = init_from(net, cfg.init_from) if cfg.init_from and not last else None
     folder.prepare(cfg)
     # After the validation of an epoch, whose error the learning rate goes by.
     when: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
@@ -57,8 +60,10 @@ def train(cfg: DictConfig) -> None:
         net.check_size(size, size)
     if trainer.is_global_zero:
         print(opening_lines(folder, net, data))
+        if started_from:
+            print(started_from)
     module = LitClassifier(net, **options["optimizer"])
-    trainer.fit(module, data, ckpt_path=folder.checkpoint_to_resume(net.recipe), weights_only=True)
+    trainer.fit(module, data, ckpt_path=last, weights_only=True)
     if trainer.is_global_zero:
         print(closing_lines(folder, cfg, module.validation_errors))
 

@@ -21,6 +21,7 @@ from spp_cls.errors import UserError
 # Failures of the machine, not of the program.
 _DISK_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
+    errno.EEXIST,
 }  # fmt: skip
 
 
@@ -122,6 +123,21 @@ def _quiet() -> None:
         r"The number of training batches \(\d+\) is smaller than the logging interval",
     ):
         warnings.filterwarnings("ignore", message)
+
+
+def names_and_options(defaults: Mapping[str, Any], arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
+    """Split the arguments of a command into plain ones, such as names of files, and key=value ones.
+
+    Raises:
+        UserError: as options does; the name of a file that exists is no mistaken key.
+    """
+    names = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
+    return names, options(defaults, [argument for argument in arguments if argument not in names])
+
+
+def words(value: str) -> list[str]:
+    """Read a list as Hydra writes it, [a,b], or one word of it."""
+    return [word.strip() for word in value.removeprefix("[").removesuffix("]").split(",") if word.strip()]
 
 
 def options(defaults: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:

@@ -3,15 +3,20 @@
 import os
 import shlex
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
-from spp_cls.checkpoint import RECIPE_KEY, load_checkpoint, recipe_to_plain
+from spp_cls.checkpoint import RECIPE_KEY, load_checkpoint, recipe_from_plain, recipe_to_plain
 from spp_cls.data.datamodule import ImageNetDataModule
 from spp_cls.errors import UserError
 from spp_cls.models.net import NetRecipe, SPPNet
+
+# What a run is trained with, beside its network and the optimizer; the rest may change from one start to the next.
+_TRAINING = ("sizes", "colour_deviation", "seed", "data.kind", "data.batch_size", "trainer.gradient_clip_val")
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,11 @@ class RunFolder:
         """TensorBoard's folder."""
         return self.path / "tensorboard"
 
+    @property
+    def configuration(self) -> Path:
+        """The configuration of the run, as it was last started."""
+        return self.path / "config.yaml"
+
     def prepare(self, cfg: DictConfig) -> None:
         """Make the folder and write the run's configuration into it.
 
@@ -46,27 +56,46 @@ class RunFolder:
             handle, name = tempfile.mkstemp(dir=self.path, prefix=".config-", suffix=".yaml")
             with os.fdopen(handle, "w") as file:
                 file.write(OmegaConf.to_yaml(cfg, resolve=True))
-            os.replace(name, self.path / "config.yaml")
+            os.replace(name, self.configuration)
         except OSError as error:
             raise UserError(
                 f"cannot write the run folder {self.path}: {error.strerror}; set run_folder to another"
             ) from error
 
-    def checkpoint_to_resume(self, recipe: NetRecipe) -> Path | None:
-        """Return the last checkpoint, if there is one.
+    def checkpoint_to_resume(self, recipe: NetRecipe, cfg: DictConfig) -> Path | None:
+        """Return the last checkpoint, if there is one. To be called before `prepare`.
 
         Raises:
-            UserError: it is of another network or other classes than `recipe`.
+            UserError: it is of another network, other classes or another training recipe than `recipe` and `cfg`.
         """
         if not self.last.exists():
             return None
-        old, new = load_checkpoint(self.last)[RECIPE_KEY], recipe_to_plain(recipe)
-        different = [f"{key} was {old.get(key)}, is {new[key]}" for key in new if old.get(key) != new[key]]
+        old = recipe_from_plain(load_checkpoint(self.last)[RECIPE_KEY])
+        different = _differences(recipe_to_plain(old), recipe_to_plain(recipe))
+        if self.configuration.is_file():
+            different += _differences(_training(OmegaConf.load(self.configuration)), _training(cfg))
         if different:
             raise UserError(
-                f"the run in {self.path} is of another network ({'; '.join(different)}); choose another name=..."
+                f"the run in {self.path} has another recipe ({'; '.join(different)}); choose another name=..., "
+                f"and init_from={self.last} to start from its weights"
             )
         return self.last
+
+
+def _training(cfg: DictConfig | ListConfig) -> dict[str, Any]:
+    optimizer = OmegaConf.select(cfg, "optimizer") or {}
+    return {key: OmegaConf.select(cfg, key) for key in _TRAINING} | {f"optimizer.{k}": v for k, v in optimizer.items()}
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Tell of each key whose value differs what it was and is; of the class names, the first that differs."""
+    changed = {key: (old.get(key), new[key]) for key in new if old.get(key) != new[key]}
+    was, now = changed.pop("class_names", (None, None))
+    lines = [f"{key} was {before}, is {after}" for key, (before, after) in changed.items()]
+    if was and now and len(was) == len(now):
+        number = next(i for i in range(len(now)) if was[i] != now[i])
+        lines.append(f"class {number} was {was[number]}, is {now[number]}")
+    return lines
 
 
 def opening_lines(folder: RunFolder, net: SPPNet, data: ImageNetDataModule) -> str:

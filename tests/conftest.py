@@ -1,10 +1,13 @@
 """Small generated data for the tests."""
 
+import importlib
+import os
 import runpy
 import subprocess
 import sys
 import warnings
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +16,16 @@ import pytest
 import torch
 from PIL import Image
 
+from spp_cls import SPPNet, build_net
+from spp_cls.command import one_line
 from spp_cls.command import run as run_command
+from spp_cls.export import export
 
 REPOSITORY = Path(__file__).parent.parent
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # A process for each core already; threads of two of them would wait for each other.
+    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
@@ -78,6 +88,61 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         return Result([script, *overrides], status, printed.out, printed.err)
 
     return run
+
+
+Tool = Callable[..., Result]
+
+
+@pytest.fixture
+def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Tool:
+    """Run a command such as spp_cls.export in an empty folder and in this process, as python -m does."""
+
+    def run(module: str, *arguments: str) -> Result:
+        main = importlib.import_module(module).main
+        monkeypatch.chdir(tmp_path)
+        capfd.readouterr()
+        status = 0
+        try:
+            one_line(lambda: main(arguments))
+        except SystemExit as leave:
+            status = int(leave.code or 0)
+        printed = capfd.readouterr()
+        return Result([module, *arguments], status, printed.out, printed.err)
+
+    return run
+
+
+def write_checkpoint(path: Path, **options: Any) -> SPPNet:
+    """Write a checkpoint as training does, with new weights that tell images apart; return its network."""
+    net = build_net(**{"name": "zf5_tiny", "num_classes": 3, "init": "kaiming", "input_size": 64, **options})
+    weights = {f"net.{key}": value for key, value in net.state_dict().items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save({"net_recipe": asdict(net.recipe), "state_dict": weights, "epoch": 0}, path)
+    return net.eval()
+
+
+CLASSES = ("blue", "green", "red")
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with best.ckpt of three classes, and below it the folder of its exports in all formats."""
+    folder = tmp_path_factory.mktemp("exported")
+    torch.manual_seed(0)
+    write_checkpoint(folder / "best.ckpt", class_names=CLASSES)
+    export(folder / "best.ckpt", ["safetensors", "onnx", "torch"], folder / "export")
+    return folder
+
+
+def pixels_minus_mean(net: SPPNet, *shapes: tuple[int, int, int]) -> list[torch.Tensor]:
+    """Random images for a network, one batch for each shape of N, H, W: smooth colours with some noise."""
+    batches = []
+    for number, height, width in shapes:
+        coarse = torch.rand(number, net.recipe.in_chans, 4, 5)
+        smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
+        pixels = (255 * (0.7 * smooth + 0.3 * torch.rand(number, net.recipe.in_chans, height, width))).round()
+        batches.append(pixels - torch.tensor(net.recipe.mean).view(1, -1, 1, 1))
+    return batches
 
 
 def run_process(folder: Path, script: str, *overrides: str, **options: Any) -> Result:

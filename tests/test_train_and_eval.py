@@ -124,7 +124,7 @@ def test_the_same_command_resumes(trained: Path, shared_image_folder: Path, tmp_
     after = torch.load(folder / "runs/small/last.ckpt", weights_only=True)["validation_errors"]
     assert len(after) == 3
     assert after[:2] == before
-    assert "is of another network (levels was (6, 3, 2, 1), is (4, 2, 1))" in error_of(train(3, "model.levels=[4,2,1]"))
+    assert "has another recipe (levels was (6, 3, 2, 1), is (4, 2, 1))" in error_of(train(3, "model.levels=[4,2,1]"))
 
 
 def remove_classes(root: Path) -> None:
