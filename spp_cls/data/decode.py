@@ -53,8 +53,12 @@ def _decode_jpeg(data: Data, min_side: int | None) -> Pixels:
     """Decode an ordinary JPEG with libjpeg-turbo; ValueError for all else, down to the smallest oddity."""
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
     # A damaged header can claim any size; Pillow knows what is too much.
-    if colours == "CMYK" or height * width > (Image.MAX_IMAGE_PIXELS or 0):
-        raise ValueError("no ordinary JPEG")
+    if height * width > (Image.MAX_IMAGE_PIXELS or 0):
+        raise ValueError("a very large image")
+    if colours == "CMYK":
+        # Only to see whether all of it is there; the conversion to RGB is Pillow's.
+        simplejpeg.decode_jpeg(data, "CMYK")
+        raise ValueError("no RGB or grey")
     if min_side is None or min(height, width) < 2 * min_side:
         return simplejpeg.decode_jpeg(data)
     # Other fractions than these take longer than all of the image.

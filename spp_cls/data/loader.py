@@ -56,7 +56,9 @@ class BatchLoader(DataLoader[Any]):
             except StopIteration:
                 return
             except RuntimeError as error:
-                failure = failure_of_workers(error, self.place, self.timeout)
+                workers = getattr(batches, "_workers", [])
+                ends = [worker.exitcode for worker in workers if worker.exitcode]
+                failure = failure_of_workers(error, ends, self.place, self.timeout)
                 if failure is None:
                     raise
                 raise failure from error

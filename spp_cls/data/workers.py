@@ -1,6 +1,8 @@
 """How many processes and threads read images, and what their failures mean."""
 
 import os
+import signal
+from collections.abc import Iterable
 from typing import Literal
 
 from spp_cls.errors import UserError
@@ -24,20 +26,25 @@ def worker_count(num_workers: int | Literal["auto"], processes: int = 1) -> int:
     return num_workers
 
 
-def failure_of_workers(error: RuntimeError, root: object, timeout: float) -> UserError | None:
-    """Say in one line what a failure of a DataLoader's workers means; None for any other error."""
+def failure_of_workers(
+    error: RuntimeError, exit_codes: Iterable[int], root: object, timeout: float
+) -> UserError | None:
+    """Say in one line what a failure of a DataLoader means, given how its dead workers ended; None for other errors."""
     text = str(error)
     if "timed out after" in text:
         return UserError(
             f"no batch came for {timeout:g} seconds: reading {root} hangs; look after its disk or network, "
             "or set a longer data.timeout (0: wait for ever)"
         )
-    if "Bus error" in text or "No space left on device" in text or "shared memory" in text:
+    if -signal.SIGBUS in exit_codes or "No space left on device" in text:
         return UserError(
             "the worker processes ran out of shared memory; enlarge /dev/shm (docker run --shm-size=8g) "
             "or set a smaller data.num_workers or data.batch_size"
         )
-    if "DataLoader worker" in text and ("killed by signal" in text or "exited unexpectedly" in text):
-        reason = " ".join(text.splitlines()[0].split())
-        return UserError(f"{reason} if memory ran out, set a smaller data.num_workers")
+    if "DataLoader worker" in text and "exited unexpectedly" in text:
+        ends = sorted({signal.strsignal(-code) or str(code) for code in exit_codes if code < 0})
+        return UserError(
+            f"a worker process died ({', '.join(ends) or 'without a signal'}); if memory ran out, "
+            "set a smaller data.num_workers"
+        )
     return None
