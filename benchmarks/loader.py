@@ -2,7 +2,7 @@
 
     data.root       an image folder of photographs as shipped, such as a sample of ImageNet; its train split is read
     repeats=7       turns of each side, whose medians count
-    entries=1000000 images of the generated packed set on which start-up is measured, and memory over 20 epochs cut short
+    entries=1000000 images of the generated packed set, for start-up and for memory over 20 epochs cut short
     names=1280000   files of the generated image folder that is listed
     out=FILE.json   where to write the figures
 
@@ -13,10 +13,18 @@ bytes, held in memory, by the fastest decoder.
 """
 
 import io
+import json
+import os
+import platform
 import random
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +39,15 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as v2_functional
 
+from spp_cls.command import one_line, options
 from spp_cls.data.crops import FIVE, corner_of
 from spp_cls.data.dataset import TrainingCrops
 from spp_cls.data.decode import decode
 from spp_cls.data.loader import BatchLoader
+from spp_cls.data.pack import Settings, pack, required, whole_number
 from spp_cls.data.sampler import TrainingSampler
-from spp_cls.data.sources import ImageSource
+from spp_cls.data.sources import ImageSource, open_source
+from spp_cls.rows import hardware
 
 BATCH = 64
 MIN_SIDE, CROP = 256, 224

@@ -1,6 +1,7 @@
 """The geometry of training: the paper's resize to a minimum side, and its five crop positions."""
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ FIVE: tuple[Position, ...] = (CENTRE, *CORNERS)
 
 # Images so many times longer than wide are resized by Pillow, which can begin anywhere in them.
 _LONG = 4
+
+# What torch.nn.functional.interpolate calls, which takes no size beside the scales.
+_resize_both: Any = torch.ops.aten._upsample_bilinear2d_aa.default
 
 
 def min_side_of(crop: int) -> int:
@@ -73,11 +77,11 @@ def _resized_window(pixels: Pixels, new_width: int, new_height: int, window: tup
     # those above the window then cost no work along the columns.
     rows, source_rows = _extent(bottom, new_height, height)
     columns, source_columns = _extent(right, new_width, width)
-    source = torch.from_numpy(pixels[:source_rows, :source_columns]).unsqueeze(0).permute(0, 3, 1, 2)
-    resize_both = torch.ops.aten._upsample_bilinear2d_aa
-    lower = resize_both(source, (rows, source_columns), False, new_height / height, None)[:, :, top:bottom]
-    resized = resize_both(lower, (bottom - top, columns), False, None, new_width / width)
-    return resized[0].permute(1, 2, 0).numpy()[:, left:right]
+    with torch.inference_mode():
+        source = torch.from_numpy(pixels[:source_rows, :source_columns]).unsqueeze(0).permute(0, 3, 1, 2)
+        lower = _resize_both(source, (rows, source_columns), False, new_height / height, None)[:, :, top:bottom]
+        resized = _resize_both(lower, (bottom - top, columns), False, None, new_width / width)
+        return resized[0].permute(1, 2, 0).numpy()[:, left:right]
 
 
 def _extent(end: int, new_size: int, size: int) -> tuple[int, int]:

@@ -3,7 +3,6 @@
 import io
 import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -14,8 +13,8 @@ from spp_cls.errors import UserError
 
 Pixels = NDArray[np.uint8]
 
-# Whatever has Python's buffer protocol: bytes, or a slice of a memory-mapped file.
-Data = Any
+# The bytes of a file; as an array where they are a piece of a larger, memory-mapped one.
+Data = bytes | NDArray[np.uint8]
 
 # libjpeg's word for data that stop early although the file goes on: the rest of the image would be grey.
 _GREY_REST = ("premature end of data segment", "found marker")
@@ -40,7 +39,7 @@ def decode(data: Data, name: str, min_side: int | None = None) -> Pixels:
         refusal = str(error)
     try:
         # Pillow warns of, and then refuses, images whose header claims an absurd size.
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(data)) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(bytes(data))) as image:
             pixels = np.array(_to_rgb(image))
     except Exception as error:  # a damaged file can make Pillow's parsers raise nearly anything
         raise UndecodableImageError(f"cannot decode the image {name}: {_reason(error)}") from error

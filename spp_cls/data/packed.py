@@ -105,9 +105,10 @@ class PackedImages:
         """Name of an image and of the packed data set, for messages."""
         return f"{self.name(index)} in {self.root}"
 
-    def read(self, index: int) -> Any:
+    def read(self, index: int) -> NDArray[np.uint8]:
         """Return the bytes of an image: a piece of the mapped file, not a copy."""
-        return self._cell(_IMAGE, index).as_buffer()
+        # Arrow's own buffers are of signed bytes, which decoders refuse.
+        return np.frombuffer(self._cell(_IMAGE, index).as_buffer(), np.uint8)
 
     def size(self, index: int) -> tuple[int, int]:
         """Width and height of an image as it was packed."""
