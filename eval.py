@@ -9,6 +9,7 @@ from omegaconf import DictConfig
 
 from spp_cls import UserError, command
 from spp_cls.data.sources import open_source
+from spp_cls.data.workers import worker_count
 from spp_cls.evaluation.predictions import write_csv
 from spp_cls.evaluation.report import checkpoint_rows, checkpoints_in, chosen_protocols
 from spp_cls.rows import Row, append_csv, read_csv
@@ -43,7 +44,7 @@ def test(cfg: DictConfig) -> None:
             fabric,
             precision=str(cfg.trainer.precision),
             max_pixels=cfg.max_pixels,
-            num_workers=cfg.data.num_workers,
+            num_workers=worker_count(cfg.data.num_workers, fabric.world_size // cfg.trainer.num_nodes),
             done=frozenset(done),
         )
         rows += new

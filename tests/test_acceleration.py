@@ -127,7 +127,7 @@ class WatchSteps(Callback):
 def fit(root: Path, folder: Path, *callbacks: Callback, **options) -> tuple[LitClassifier, pl.Trainer]:
     net = tiny_net()
     batch, workers, sizes = options.pop("batch", 3), options.pop("workers", 0), options.pop("sizes", "single")
-    data = ImageNetDataModule("imagefolder", str(root), batch, workers, 64, sizes)
+    data = ImageNetDataModule("imagefolder", str(root), batch, workers, crop=64, sizes=sizes)
     trainer = pl.Trainer(
         max_epochs=options.pop("epochs", 1),
         accelerator="cpu",
@@ -165,7 +165,7 @@ def test_accumulated_gradients_are_those_of_the_global_batch(shared_image_folder
 
 
 def test_a_batch_that_does_not_divide_is_refused(shared_image_folder: Path) -> None:
-    data = ImageNetDataModule("imagefolder", str(shared_image_folder), 8, 0, 64)
+    data = ImageNetDataModule("imagefolder", str(shared_image_folder), 8, 0, crop=64)
     with pytest.raises(ValueError, match=r"set data\.batch_size to a multiple of 3"):
         data.check_batch(3)
 

@@ -172,7 +172,7 @@ class TestAugmentation:
         pixels = ramp(8, 8)
         plain = Sample(pixels, 0, 0)
         altered = Sample(pixels, 1, 1, flip=True, colour=np.array([1, 2, 3], np.float32))
-        batch = finish_on_device(collate([plain, altered]), mean=(10, 20, 30), size=8)
+        batch = finish_on_device(collate([plain, altered], 2), mean=(10, 20, 30), size=8)
         assert batch.images.is_contiguous(memory_format=torch.channels_last)
         expected = pixels.astype(np.float32) - [10, 20, 30]
         assert np.array_equal(batch.images[0].permute(1, 2, 0).numpy(), expected)
@@ -180,7 +180,7 @@ class TestAugmentation:
 
     def test_the_small_image_is_the_crop_resized(self) -> None:
         pixels = np.random.default_rng(0).integers(0, 256, (224, 224, 3)).astype(np.uint8)
-        batch = finish_on_device(collate([Sample(pixels, 0, 0)]), mean=(0, 0, 0), size=180)
+        batch = finish_on_device(collate([Sample(pixels, 0, 0)], 1), mean=(0, 0, 0), size=180)
         expected = np.asarray(Image.fromarray(pixels).resize((180, 180), Image.Resampling.BILINEAR), np.float32)
         # Pillow rounds to whole grey levels after each of its two passes.
         assert abs(batch.images[0].permute(1, 2, 0).numpy() - expected).max() <= 1.01

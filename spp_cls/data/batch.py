@@ -1,7 +1,9 @@
 """Samples as the workers make them, batches of them, and what the device does to a batch."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from functools import cache
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -9,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.data import get_worker_info
 
 from spp_cls.data.decode import Pixels
 
@@ -39,16 +42,41 @@ class Batch(NamedTuple):
     replaced: list[str]
 
 
-def collate(samples: Sequence[Sample]) -> Batch:
-    """Put samples of one shape into a batch; its images are channels_last, as the pixels were."""
+def collate(samples: Iterable[Sample], count: int) -> Batch:
+    """Put `count` samples of one shape into a batch; its images are channels_last, as the pixels were.
+
+    Samples are taken one at a time, and the pixels of each go at once to where the batch stays: in a worker process
+    the memory that it shares with the main process.
+    """
+    rest = iter(samples)
+    first = next(rest)
+    images = _shared_bytes((count, *first.pixels.shape))
+    pixels = images.numpy()
+    labels, indices, flips, colours = [], [], [], []
+    replaced: list[str] = []
+    for number, sample in enumerate(chain([first], rest)):
+        pixels[number] = sample.pixels
+        labels.append(sample.label)
+        indices.append(sample.image_index)
+        flips.append(sample.flip)
+        colours.append(sample.colour)
+        replaced += sample.replaced
     return Batch(
-        torch.from_numpy(np.stack([sample.pixels for sample in samples])).permute(0, 3, 1, 2),
-        torch.tensor([sample.label for sample in samples]),
-        torch.tensor([sample.image_index for sample in samples]),
-        torch.tensor([sample.flip for sample in samples]),
-        torch.from_numpy(np.stack([sample.colour for sample in samples])),
-        [message for sample in samples for message in sample.replaced],
+        images.permute(0, 3, 1, 2),
+        torch.tensor(labels),
+        torch.tensor(indices),
+        torch.tensor(flips),
+        torch.from_numpy(np.stack(colours)),
+        replaced,
     )
+
+
+def _shared_bytes(shape: tuple[int, ...]) -> Tensor:
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    # As torch's own collate function does; a tensor that is not shared would be copied once more on its way.
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 @cache

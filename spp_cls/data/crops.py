@@ -1,6 +1,10 @@
 """The geometry of training: the paper's resize to a minimum side, and its five crop positions."""
 
+import math
+from typing import Any
+
 import numpy as np
+import torch
 from PIL import Image
 
 from spp_cls.data.decode import Pixels
@@ -13,6 +17,12 @@ CORNERS: tuple[Position, ...] = ((0, 0), (1, 0), (0, 1), (1, 1))
 
 # Centre and four corners of the whole, non-square image: section 3.1.1 of the paper, for training and 10-view testing.
 FIVE: tuple[Position, ...] = (CENTRE, *CORNERS)
+
+# Images so many times longer than wide are resized by Pillow, which can begin anywhere in them.
+_LONG = 4
+
+# What torch.nn.functional.interpolate calls, which takes no size beside the scales.
+_resize_both: Any = torch.ops.aten._upsample_bilinear2d_aa.default
 
 
 def min_side_of(crop: int) -> int:
@@ -34,10 +44,8 @@ def corner_of(position: Position, width: int, height: int, window: int) -> tuple
 def resize(pixels: Pixels, min_side: int) -> Pixels:
     """Resize H x W x 3 pixels so that the shorter side is `min_side`: bilinear, antialiased."""
     height, width = pixels.shape[:2]
-    shape = resized_shape(width, height, min_side)
-    if shape == (width, height):
-        return pixels
-    return np.asarray(Image.fromarray(pixels).resize(shape, Image.Resampling.BILINEAR))
+    new_width, new_height = resized_shape(width, height, min_side)
+    return _resized_window(pixels, new_width, new_height, (0, 0, new_width, new_height))
 
 
 def crop_at(pixels: Pixels, position: Position, window: int) -> Pixels:
@@ -47,17 +55,51 @@ def crop_at(pixels: Pixels, position: Position, window: int) -> Pixels:
 
 
 def resized_crop(pixels: Pixels, min_side: int, crop: int, position: Position) -> Pixels:
-    """Return the window that `resize` and then `crop_at` would give, within one grey level.
+    """Return the window that `resize` and then `crop_at` would give; only its own part of the image is resized.
 
-    Only the window's own part of the image is resized.
+    The pixels are the same; those of images more than four times as long as wide, within one grey level.
     """
     height, width = pixels.shape[:2]
     new_width, new_height = resized_shape(width, height, min_side)
     left, top = corner_of(position, new_width, new_height, crop)
+    return _resized_window(pixels, new_width, new_height, (left, top, left + crop, top + crop))
+
+
+def _resized_window(pixels: Pixels, new_width: int, new_height: int, window: tuple[int, int, int, int]) -> Pixels:
+    """Return a window (left, top, right, bottom) of what `pixels` would be at new_width x new_height."""
+    height, width = pixels.shape[:2]
+    left, top, right, bottom = window
     if (new_width, new_height) == (width, height):
-        return pixels[top : top + crop, left : left + crop]
+        return pixels[top:bottom, left:right]
+    if max(width, height) > _LONG * min(width, height):
+        return _window_by_pillow(pixels, new_width, new_height, window)
+    # Torch's resize is four times as fast, but begins at the top left corner, wherever the window lies. Rows first:
+    # those above the window then cost no work along the columns.
+    rows, source_rows = _extent(bottom, new_height, height)
+    columns, source_columns = _extent(right, new_width, width)
+    with torch.inference_mode():
+        source = torch.from_numpy(pixels[:source_rows, :source_columns]).unsqueeze(0).permute(0, 3, 1, 2)
+        lower = _resize_both(source, (rows, source_columns), False, new_height / height, None)[:, :, top:bottom]
+        resized = _resize_both(lower, (bottom - top, columns), False, None, new_width / width)
+        return resized[0].permute(1, 2, 0).numpy()[:, left:right]
+
+
+def _extent(end: int, new_size: int, size: int) -> tuple[int, int]:
+    """Pixels to compute along an axis for the first `end` of `new_size`, and the first pixels of `size` they need."""
+    scale = size / new_size
+    # The filter reaches one pixel of the coarser grid beyond a pixel's centre.
+    source = min(size, math.ceil(end * scale + max(scale, 1)) + 1)
+    if source != end or size == new_size:
+        return end, source
+    # Equal numbers are taken for an axis that keeps its size.
+    return (end, source + 1) if source < size else (end + 1, source)
+
+
+def _window_by_pillow(pixels: Pixels, new_width: int, new_height: int, window: tuple[int, int, int, int]) -> Pixels:
+    height, width = pixels.shape[:2]
+    left, top, right, bottom = window
     across, down = width / new_width, height / new_height
-    box = (left * across, top * down, (left + crop) * across, (top + crop) * down)
     # The last product can miss the border by a rounding error, which Pillow refuses.
-    box = (box[0], box[1], min(box[2], width), min(box[3], height))
-    return np.asarray(Image.fromarray(pixels).resize((crop, crop), Image.Resampling.BILINEAR, box=box))
+    box = (left * across, top * down, min(right * across, width), min(bottom * down, height))
+    image = Image.fromarray(pixels)
+    return np.asarray(image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=box))

@@ -3,17 +3,21 @@
 import logging
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import Dataset
 
-from spp_cls.data.batch import Batch, Sample, collate, finish_on_device
+from spp_cls.data.batch import Batch, finish_on_device
+from spp_cls.data.crops import min_side_of
 from spp_cls.data.dataset import CentreCrops, TrainingCrops
+from spp_cls.data.device_images import CachedCrops, DeviceImages
+from spp_cls.data.loader import BatchLoader, TrainingLoader
 from spp_cls.data.sampler import ShardSampler, TrainingSampler
 from spp_cls.data.sizes import possible_sizes, size_of_epoch
-from spp_cls.data.sources import ImageFiles, open_source
+from spp_cls.data.sources import ImageSource, open_source
+from spp_cls.data.workers import worker_count
 from spp_cls.errors import UserError
 from spp_cls.models.net import IMAGENET_MEAN
 
@@ -23,9 +27,10 @@ _log = logging.getLogger(__name__)
 class ImageNetDataModule(pl.LightningDataModule):
     """Crops of `crop` pixels from a data set on disk, resized on the device to the size of the epoch.
 
-    `batch_size` is the global batch, divided by the number of processes. `sizes` is as in size_of_epoch. `mean` is
-    subtracted from pixels of 0..255. Batches are float N x 3 x size x size in training, N x 3 x crop x crop in
-    validation, which sees each image once.
+    `batch_size` is the global batch, divided by the number of processes. `num_workers` is as in worker_count;
+    `timeout` is how many seconds a batch may take to be read (0: any). With `cache` device, all training images are
+    kept decoded on the device. `sizes` is as in size_of_epoch. `mean` is subtracted from pixels of 0..255. Batches
+    are float N x 3 x size x size in training, N x 3 x crop x crop in validation, which sees each image once.
 
     Raises:
         UserError: the data set is not as its kind says, or too small for a batch, or sizes are no sizes.
@@ -36,7 +41,9 @@ class ImageNetDataModule(pl.LightningDataModule):
         kind: str,
         root: str,
         batch_size: int = 128,
-        num_workers: int = 2,
+        num_workers: int | Literal["auto"] = "auto",
+        timeout: float = 600,
+        cache: Literal["none", "device"] = "none",
         crop: int = 224,
         sizes: str | Sequence[int] = "single",
         colour_deviation: float = 0.1,
@@ -48,6 +55,8 @@ class ImageNetDataModule(pl.LightningDataModule):
         self.root = root
         self.batch_size = batch_size
         self.num_workers = num_workers
+        self.timeout = timeout
+        self.cache = cache
         self.crop = crop
         self.sizes = sizes
         self.colour_deviation = colour_deviation
@@ -56,17 +65,22 @@ class ImageNetDataModule(pl.LightningDataModule):
         self.replaced: set[str] = set()
         # Checkpoints carry them, so that results can say what a network was trained on.
         self.save_hyperparameters("sizes", logger=False)
+        worker_count(num_workers)
+        if cache not in ("none", "device"):
+            raise UserError(f"data.cache is none or device, not {cache!r}")
+        if timeout < 0:
+            raise UserError(f"data.timeout is 0 seconds or more, not {timeout}")
         if seed < 0:
             raise UserError(f"seed is 0 or more, not {seed}")
         self.possible_sizes = possible_sizes(sizes, crop)
 
     @cached_property
-    def train_files(self) -> ImageFiles:
+    def train_files(self) -> ImageSource:
         """The training images."""
         return open_source(self.kind, self.root, "train")
 
     @cached_property
-    def val_files(self) -> ImageFiles:
+    def val_files(self) -> ImageSource:
         """The validation images."""
         return open_source(self.kind, self.root, "val")
 
@@ -114,33 +128,63 @@ class ImageNetDataModule(pl.LightningDataModule):
     def _rank(self) -> int:
         return self.trainer.global_rank if self.trainer else 0
 
-    def _loader(self, dataset: Any, sampler: Any, drop_last: bool) -> DataLoader[Sample]:
-        return DataLoader(
-            dataset,
-            batch_size=self.batch_size_of_step,
-            sampler=sampler,
-            drop_last=drop_last,
-            collate_fn=collate,
-            num_workers=self.num_workers,
-            persistent_workers=self.num_workers > 0,
-            pin_memory=torch.cuda.is_available(),
-        )
+    @property
+    def _device(self) -> torch.device:
+        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
-    def train_dataloader(self) -> DataLoader[Sample]:
+    @property
+    def _workers(self) -> int:
+        return worker_count(self.num_workers, self.trainer.num_devices if self.trainer else 1)
+
+    def train_dataloader(self) -> TrainingLoader:
         """Batches of the current epoch's training crops, this process's share of each global batch."""
-        dataset = TrainingCrops(self.train_files, self.crop, self.seed, self.colour_deviation)
         sampler = TrainingSampler(len(self.train_files), self.batch_size, self.seed, self._rank, self._processes)
         if self.trainer is not None:
             # Lightning tells the sampler the epoch only after it has started the workers of a resumed run, and
             # corrects trainer.current_epoch even later; the epochs processed are right from the start.
             progress: Any = self.trainer.fit_loop.epoch_progress.current
             sampler.set_epoch(progress.processed)
-        return self._loader(dataset, sampler, drop_last=True)
+        drawn = self.crop, self.seed, self.colour_deviation
+        dataset: Dataset[Any] = (
+            CachedCrops(self._cached_images, self.train_files.labels, *drawn)
+            if self.cache == "device"
+            else TrainingCrops(self.train_files, *drawn)
+        )
+        return TrainingLoader(
+            dataset,
+            self.batch_size_of_step,
+            sampler=sampler,
+            trained=self._trained_batches,
+            # Cached images leave nothing for them to do.
+            num_workers=0 if self.cache == "device" else self._workers,
+            timeout=self.timeout,
+            place=self.root,
+            # They are there already.
+            device=None if self.cache == "device" else self._device,
+        )
 
-    def val_dataloader(self) -> DataLoader[Sample]:
+    def _trained_batches(self) -> int:
+        if self.trainer is None:
+            return 0
+        progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
+        return int(progress.processed)
+
+    @cached_property
+    def _cached_images(self) -> DeviceImages:
+        return DeviceImages(self.train_files, min_side_of(self.crop), self._device, self._workers)
+
+    def val_dataloader(self) -> BatchLoader:
         """Batches of this process's share of the validation images."""
-        sampler = ShardSampler(len(self.val_files), self._rank, self._processes)
-        return self._loader(CentreCrops(self.val_files, self.crop), sampler, drop_last=False)
+        return BatchLoader(
+            CentreCrops(self.val_files, self.crop),
+            self.batch_size_of_step,
+            ShardSampler(len(self.val_files), self._rank, self._processes),
+            drop_last=False,
+            num_workers=self._workers,
+            timeout=self.timeout,
+            place=self.root,
+            device=self._device,
+        )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Finish a batch on the device; tell of images that could not be decoded, each once."""

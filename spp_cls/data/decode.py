@@ -1,9 +1,11 @@
 """Bytes of an image file -> RGB pixels."""
 
 import io
+import warnings
 from pathlib import Path
 
 import numpy as np
+import simplejpeg
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -11,24 +13,56 @@ from spp_cls.errors import UserError
 
 Pixels = NDArray[np.uint8]
 
+# The bytes of a file; as an array where they are a piece of a larger, memory-mapped one.
+Data = bytes | NDArray[np.uint8]
+
+# libjpeg's word for data that stop early although the file goes on: the rest of the image would be grey.
+_GREY_REST = ("premature end of data segment", "found marker")
+
 
 class UndecodableImageError(UserError):
     """The bytes are not a whole image; the message names the file and the reason."""
 
 
-def decode(data: bytes, name: str) -> Pixels:
+def decode(data: Data, name: str, min_side: int | None = None) -> Pixels:
     """Decode any common image format to H x W x 3 uint8, whatever its colour mode; EXIF orientation is ignored.
 
-    `name` is the file's name for the error message.
+    `name` is the file's name for the error message. Where only a resize to `min_side` follows, give it: a JPEG at
+    least twice as large is then decoded at a half, a quarter or an eighth of its size, no smaller than `min_side`.
 
     Raises:
         UndecodableImageError: the data is truncated, damaged or no image.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
-            return np.asarray(_to_rgb(image))
+        return _decode_jpeg(data, min_side)
+    except ValueError as error:
+        refusal = str(error)
+    try:
+        # Pillow warns of, and then refuses, images whose header claims an absurd size.
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(bytes(data))) as image:
+            pixels = np.array(_to_rgb(image))
     except Exception as error:  # a damaged file can make Pillow's parsers raise nearly anything
         raise UndecodableImageError(f"cannot decode the image {name}: {_reason(error)}") from error
+    if any(words in refusal for words in _GREY_REST):
+        raise UndecodableImageError(f"cannot decode the image {name}: {refusal}")
+    return pixels
+
+
+def _decode_jpeg(data: Data, min_side: int | None) -> Pixels:
+    """Decode an ordinary JPEG with libjpeg-turbo; ValueError for all else, down to the smallest oddity."""
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    # A damaged header can claim any size; Pillow knows what is too much.
+    if height * width > (Image.MAX_IMAGE_PIXELS or 0):
+        raise ValueError("a very large image")
+    if colours == "CMYK":
+        # Only to see whether all of it is there; the conversion to RGB is Pillow's.
+        simplejpeg.decode_jpeg(data, "CMYK")
+        raise ValueError("no RGB or grey")
+    if min_side is None or min(height, width) < 2 * min_side:
+        return simplejpeg.decode_jpeg(data)
+    # Other fractions than these take longer than all of the image.
+    part = next(part for part in (8, 4, 2) if min(height, width) >= part * min_side)
+    return simplejpeg.decode_jpeg(data, min_height=-(-height // part), min_width=-(-width // part), min_factor=2)
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -25,18 +25,26 @@ class TrainingSampler(Sampler[EpochIndex]):
         self.rank = rank
         self.processes = processes
         self.epoch = 0
+        self._resumed = (0, 0)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the epoch that the next iteration is of; Lightning calls this."""
         self.epoch = epoch
 
+    def resume(self, epoch: int, images: int) -> None:
+        """Let iterations of `epoch` begin after the first `images` of it, counted over all processes."""
+        self._resumed = (epoch, images)
+
     def __len__(self) -> int:
+        """Count the images of a whole epoch, whether it was resumed or not."""
         return self.length // self.global_batch * (self.global_batch // self.processes)
 
     def __iter__(self) -> Iterator[EpochIndex]:
         order = generator(Purpose.ORDER, self.seed, self.epoch).permutation(self.length)
-        batches = self.length // self.global_batch
-        shares = order[: batches * self.global_batch].reshape(batches, self.processes, -1)
+        epoch, images = self._resumed
+        rest = order[images:] if epoch == self.epoch else order
+        batches = len(rest) // self.global_batch
+        shares = rest[: batches * self.global_batch].reshape(batches, self.processes, -1)
         for index in shares[:, self.rank].ravel():
             yield self.epoch, int(index)
 

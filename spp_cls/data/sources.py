@@ -1,28 +1,60 @@
-"""Where bytes and labels come from: image folders, and ImageNet as it is shipped."""
+"""Where bytes and labels come from: image folders, ImageNet as it is shipped, and packed files."""
 
 import csv
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from spp_cls.data.decode import Data, read_size
 from spp_cls.data.demo import draw_demo
+from spp_cls.data.listing import class_images, images_in
+from spp_cls.data.packed import PackedImages
 from spp_cls.errors import UserError
 
 Split = Literal["train", "val"]
 
-_IMAGE_ENDINGS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 _KAGGLE_IMAGES = "ILSVRC/Data/CLS-LOC"
 _DEVKITS = ("ILSVRC2012_devkit_t12/data", "ILSVRC/devkit/data", "devkit/data")
 
 
+class ImageSource(Protocol):
+    """A split of a data set: encoded images, and the number of each one's class in `class_names`."""
+
+    @property
+    def root(self) -> Path:
+        """Folder of the data set or of the split."""
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Number of each image's class."""
+
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """Names of the classes, in the order of their numbers."""
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """Name of an image within the data set."""
+
+    def place(self, index: int) -> str:
+        """Say where an image lies, for messages."""
+
+    def read(self, index: int) -> Data:
+        """Return the bytes of an image."""
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Width and height of an image."""
+
+
 @dataclass(frozen=True)
 class ImageFiles:
-    """A split of a data set: image files and the number of each one's class in `class_names`.
+    """Image files below `root`, an ImageSource.
 
     Names are kept as one array of bytes, so that a million of them are cheap to hand to worker processes.
     """
@@ -43,20 +75,51 @@ class ImageFiles:
         """Path of an image."""
         return self.root / self.name(index)
 
+    def place(self, index: int) -> str:
+        """Path of an image, for messages."""
+        return str(self.root / self.name(index))
 
-def open_source(kind: str, root: str | Path, split: Split) -> ImageFiles:
-    """List the images of a split of a data set of some kind: demo, imagefolder or imagenet.
+    def read(self, index: int) -> bytes:
+        """Return the bytes of an image.
+
+        Raises:
+            UserError: the file cannot be read.
+        """
+        path = self.place(index)
+        try:
+            with open(path, "rb", buffering=0) as file:
+                return file.read()
+        except OSError as error:
+            raise UserError(f"cannot read the image {path}: {error.strerror}") from error
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Width and height of an image, from its header.
+
+        Raises:
+            UndecodableImageError: the header is that of no image.
+            UserError: the file cannot be read.
+        """
+        return read_size(self.path(index))
+
+
+KINDS = ("demo", "imagefolder", "imagenet", "packed")
+
+
+def open_source(kind: str, root: str | Path, split: Split) -> ImageSource:
+    """List the images of a split of a data set of some kind: demo, imagefolder, imagenet or packed.
 
     Raises:
         UserError: the folder is missing or not laid out as its kind says, or a class of val is not in train.
     """
-    if kind not in ("demo", "imagefolder", "imagenet"):
-        raise UserError(f"there is no kind of data {kind!r}; choose demo, imagefolder or imagenet")
+    if kind not in KINDS:
+        raise UserError(f"there is no kind of data {kind!r}; choose {', '.join(KINDS[:-1])} or {KINDS[-1]}")
     root = Path(root)
     if kind == "demo":
         draw_demo(root)
     if not root.is_dir():
         raise UserError(f"there is no folder {root}; set data.root to the data set's folder")
+    if kind == "packed":
+        return PackedImages(root, split)
     return _imagenet(root, split) if kind == "imagenet" else _image_folder(root, split)
 
 
@@ -82,25 +145,14 @@ def _class_folders(folder: Path) -> tuple[str, ...]:
     return tuple(classes)
 
 
-def _from_class_folders(folder: Path, classes: Iterable[str], class_names: tuple[str, ...]) -> ImageFiles:
+def _from_class_folders(folder: Path, classes: Sequence[str], class_names: tuple[str, ...]) -> ImageFiles:
     numbers = {name: number for number, name in enumerate(class_names)}
-    names: list[bytes] = []
-    labels: list[int] = []
-    for name in classes:
-        images = _images_in(folder / name)
-        if not images:
+    names, counts = class_images(folder, classes)
+    for name, count in zip(classes, counts, strict=True):
+        if not count:
             raise UserError(f"the class folder {folder / name} has no images; remove it or fill it")
-        names += [os.fsencode(f"{name}/{image}") for image in images]
-        labels += [numbers[name]] * len(images)
-    return ImageFiles(folder, np.array(names), np.array(labels, np.int64), class_names)
-
-
-def _images_in(folder: Path) -> list[str]:
-    return sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.name.lower().endswith(_IMAGE_ENDINGS) and not entry.name.startswith(".")
-    )
+    labels = np.repeat(np.array([numbers[name] for name in classes], np.int64), counts)
+    return ImageFiles(folder, names, labels, class_names)
 
 
 def _imagenet(root: Path, split: Split) -> ImageFiles:
@@ -114,7 +166,7 @@ def _imagenet(root: Path, split: Split) -> ImageFiles:
         return _from_class_folders(folder, classes, classes)
     if any(entry.is_dir() for entry in os.scandir(folder)):
         return _image_folder(images, "val")
-    names = _images_in(folder)
+    names = images_in(folder)
     class_of, known = _val_classes(root, names)
     class_names = _class_folders(images / "train") if (images / "train").is_dir() else known
     numbers = {name: number for number, name in enumerate(class_names)}

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from spp_cls.data.batch import minus_mean
 from spp_cls.data.crops import corner_of
-from spp_cls.data.sources import ImageFiles
+from spp_cls.data.sources import ImageSource
 from spp_cls.errors import UserError
 from spp_cls.evaluation.images import Cut, ViewBatch, cut_of, min_side, view_batches
 from spp_cls.evaluation.predictions import Predictions
@@ -26,7 +26,7 @@ _MOST_VECTORS = 4096
 
 def evaluate(
     net: SPPNet,
-    files: ImageFiles,
+    files: ImageSource,
     protocols: Sequence[Protocol],
     fabric: Fabric,
     max_pixels: int = 8_000_000,
@@ -92,7 +92,7 @@ def check_protocols(net: SPPNet, protocols: Sequence[Protocol]) -> None:
             )
 
 
-def check_classes(net: SPPNet, files: ImageFiles) -> None:
+def check_classes(net: SPPNet, files: ImageSource) -> None:
     """Raise UserError if the classes of a data set are not those that the network was trained on."""
     if len(files.class_names) != net.num_classes:
         raise UserError(

@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from spp_cls.data.crops import Position, crop_at, resize, resized_shape
 from spp_cls.data.dataset import read_image
-from spp_cls.data.decode import Pixels, read_size
-from spp_cls.data.sources import ImageFiles
+from spp_cls.data.decode import Pixels
+from spp_cls.data.sources import ImageSource
 from spp_cls.evaluation.views import REFERENCE, View
 
 
@@ -48,7 +48,7 @@ def cut_of(view: View, input_size: int) -> Cut:
 class ViewedImages(Dataset[ViewSample]):
     """The cuts of each image, which is read and decoded once."""
 
-    def __init__(self, files: ImageFiles, cuts: Collection[Cut], window: int) -> None:
+    def __init__(self, files: ImageSource, cuts: Collection[Cut], window: int) -> None:
         self.files = files
         self.cuts = sorted(cuts, key=str)
         self.window = window
@@ -75,7 +75,7 @@ def _collate(samples: Sequence[ViewSample]) -> ViewBatch:
 
 
 def batches_by_shape(
-    files: ImageFiles, indices: Sequence[int], cuts: Collection[Cut], window: int, max_pixels: int
+    files: ImageSource, indices: Sequence[int], cuts: Collection[Cut], window: int, max_pixels: int
 ) -> list[list[int]]:
     """Group images whose cuts have the same shapes, so many together that no cut of a batch has over `max_pixels`.
 
@@ -85,7 +85,7 @@ def batches_by_shape(
     groups: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
     if whole:
         with ThreadPoolExecutor() as pool:
-            sizes = pool.map(lambda index: read_size(files.path(index)), indices)
+            sizes = pool.map(files.size, indices)
             for index, (width, height) in zip(indices, sizes, strict=True):
                 groups[tuple(resized_shape(width, height, side) for side in whole)].append(index)
     else:
@@ -99,7 +99,7 @@ def batches_by_shape(
 
 
 def view_batches(
-    files: ImageFiles,
+    files: ImageSource,
     indices: Sequence[int],
     cuts: Collection[Cut],
     window: int,

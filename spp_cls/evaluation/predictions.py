@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from spp_cls.data.sources import ImageFiles
+from spp_cls.data.sources import ImageSource
 from spp_cls.errors import UserError
 
 
@@ -67,7 +67,7 @@ def _joined(parts: Sequence[Predictions]) -> Predictions:
     return Predictions(*(torch.cat(column) for column in zip(*map(_columns, parts), strict=True)))
 
 
-def write_csv(predictions: Mapping[str, Predictions], files: ImageFiles, path: str | Path) -> None:
+def write_csv(predictions: Mapping[str, Predictions], files: ImageSource, path: str | Path) -> None:
     """Write the predictions of some protocols: protocol, image, label, class1..class5, score1..score5.
 
     Labels and classes are names. Where there are fewer than five classes, there are fewer columns.

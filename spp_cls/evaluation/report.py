@@ -10,7 +10,7 @@ import torch
 from lightning_fabric import Fabric
 
 from spp_cls.checkpoint import load_checkpoint, net_from_checkpoint, training_sizes
-from spp_cls.data.sources import ImageFiles
+from spp_cls.data.sources import ImageSource
 from spp_cls.errors import UserError
 from spp_cls.evaluation.evaluate import evaluate
 from spp_cls.evaluation.predictions import Predictions
@@ -61,7 +61,7 @@ def runnable_protocols(net: SPPNet) -> list[Protocol]:
 def checkpoint_rows(
     path: Path,
     protocols: Sequence[Protocol] | None,
-    files: ImageFiles,
+    files: ImageSource,
     data: str,
     fabric: Fabric,
     *,

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from spp_cls.models.lrn import LocalResponseNorm
 from spp_cls.models.net import SPPNet
-from spp_cls.models.pyramid import SpatialPyramidPool
+from spp_cls.models.pyramid import SpatialPyramidPool, finer_levels
 
 
 class PortableNorm(nn.Module):
@@ -38,13 +38,11 @@ class PortablePool(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Pool N x C x H x W maps, H and W at least 1, to N x (C * sum of n * n)."""
         grids: dict[int, Tensor] = {}
-        for n in sorted(set(self.levels), reverse=True):
-            # Bins of a level that divides a finer one are unions of its bins, as in pool_windows.
-            finer = next((m for m in grids if m % n == 0), None)
-            if finer is None:
-                grids[n] = _bin_maxima(_bin_maxima(maps, n, 2), n, 3)
-            else:
+        for n, finer in finer_levels(self.levels).items():
+            if finer:
                 grids[n] = F.max_pool2d(grids[finer], finer // n)
+            else:
+                grids[n] = _bin_maxima(_bin_maxima(maps, n, 2), n, 3)
         return torch.cat([grids[n].flatten(1) for n in self.levels], dim=1)
 
 

@@ -60,12 +60,12 @@ def pool_windows(maps: Tensor, windows: Tensor, levels: Sequence[int]) -> Tensor
     if maps.dtype == torch.float64:
         values, rois = maps, windows.to(dtype=torch.float64)
     grids: dict[int, Tensor] = {}
-    for n, finer in _finer_levels(levels).items():
+    for n, finer in finer_levels(levels).items():
         grids[n] = F.max_pool2d(grids[finer], finer // n) if finer else roi_pool(values, rois, n)
     return torch.cat([grids[n].flatten(1) for n in levels], dim=1).to(maps.dtype)
 
 
-def _finer_levels(levels: Sequence[int]) -> dict[int, int | None]:
+def finer_levels(levels: Sequence[int]) -> dict[int, int | None]:
     """Return each level, the finest first, with the next finer level that it divides, if there is one.
 
     floor(2i * a / 6) = floor(i * a / 3): bins of a level that divides a finer one are unions of its bins.
@@ -87,7 +87,7 @@ class _PoolLevels(torch.autograd.Function):
     def forward(ctx: Any, maps: Tensor, levels: tuple[int, ...]) -> Tensor:
         grids: dict[int, Tensor] = {}
         winners: dict[int, Tensor] = {}
-        for n, finer in _finer_levels(levels).items():
+        for n, finer in finer_levels(levels).items():
             if finer:
                 grids[n], winners[n] = F.max_pool2d(grids[finer], finer // n, return_indices=True)
             else:
@@ -103,12 +103,12 @@ class _PoolLevels(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         maps, *winners = ctx.saved_tensors
-        finer_levels = _finer_levels(ctx.levels)
-        winners_of = dict(zip(finer_levels, winners, strict=True))
+        finer_of = finer_levels(ctx.levels)
+        winners_of = dict(zip(finer_of, winners, strict=True))
         sums: dict[int | None, Tensor] = {}
         for n, part in zip(ctx.levels, _split(gradient, ctx.levels), strict=True):
             _add(sums, n, torch.empty_like(winners_of[n], dtype=gradient.dtype).copy_(part))
-        for n, finer in reversed(finer_levels.items()):
+        for n, finer in reversed(finer_of.items()):
             _add(sums, finer, _spread(sums[n], winners_of[n], sums[finer] if finer else maps))
         return sums[None], None
 

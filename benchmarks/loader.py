@@ -1,0 +1,325 @@
+"""The speed of the data path: python benchmarks/loader.py data.root=FOLDER [key=value ...].
+
+    data.root       an image folder of photographs as shipped, such as a sample of ImageNet; its train split is read
+    repeats=7       turns of each side, whose medians count
+    entries=1000000 images of the generated packed set, for start-up and for memory over 20 epochs cut short
+    names=1280000   files of the generated image folder that is listed
+    out=FILE.json   where to write the figures
+
+All sides read the same files, make the same kind of uint8 crops (min side 256, one of five windows of 224, batches of
+64) and take turns in one run. Flip and colour are left to the device by ours, and out of the others. One core: all
+in one process on one thread. Two cores: two workers of each DataLoader. The ceiling is bare decoding of the same
+bytes, held in memory, by the fastest decoder.
+"""
+
+import io
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import simplejpeg
+import timm.data
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+from torchvision.datasets import ImageFolder
+from torchvision.io import ImageReadMode, decode_jpeg
+from torchvision.transforms import v2
+from torchvision.transforms.v2 import functional as v2_functional
+
+from spp_cls.command import one_line, options
+from spp_cls.data.crops import FIVE, corner_of
+from spp_cls.data.dataset import TrainingCrops
+from spp_cls.data.decode import decode
+from spp_cls.data.loader import BatchLoader
+from spp_cls.data.pack import Settings, pack, required, whole_number
+from spp_cls.data.sampler import TrainingSampler
+from spp_cls.data.sources import ImageSource, open_source
+from spp_cls.rows import hardware
+
+BATCH = 64
+MIN_SIDE, CROP = 256, 224
+# Each turn goes so many times through the images.
+PASSES = 4
+
+Turn = Callable[[], Any]
+
+
+def interleaved(turns: dict[str, Turn], repeats: int) -> dict[str, float]:
+    """Return the median seconds of each turn; they alternate, after one round that is not timed."""
+    seconds: dict[str, list[float]] = {name: [] for name in turns}
+    for number in range(repeats + 1):
+        for name, turn in turns.items():
+            start = time.perf_counter()
+            turn()
+            if number:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def decoders(images: list[bytes], repeats: int) -> dict[str, float]:
+    """Measure each decoder that is installed, images a second on one core."""
+    each: dict[str, Callable[[bytes], Any]] = {
+        "simplejpeg": simplejpeg.decode_jpeg,
+        "torchvision": lambda data: decode_jpeg(_as_tensor(data), ImageReadMode.RGB),
+        "Pillow": lambda data: np.asarray(Image.open(io.BytesIO(data)).convert("RGB")),
+        "decode.py": lambda data: decode(data, ""),
+    }
+    try:
+        from torchcodec.decoders import decode_image
+
+        each["torchcodec"] = lambda data: decode_image(_as_tensor(data))
+    except ModuleNotFoundError:
+        pass
+
+    def turn(one: Callable[[bytes], Any]) -> Turn:
+        return lambda: [one(data) for data in images]
+
+    seconds = interleaved({name: turn(one) for name, one in each.items()}, repeats)
+    return {name: len(images) / value for name, value in seconds.items()}
+
+
+def _as_tensor(data: bytes) -> torch.Tensor:
+    return torch.frombuffer(data, dtype=torch.uint8)
+
+
+def five_crop(image: Image.Image) -> Image.Image:
+    """Cut one of the five windows out of a resized image, as ours draws them."""
+    left, top = corner_of(random.choice(FIVE), *image.size, CROP)
+    return v2_functional.crop(image, top, left, CROP, CROP)
+
+
+def ours(images: ImageSource, num_workers: int) -> Turn:
+    """Go through training batches as the data module makes them."""
+    dataset = TrainingCrops(images, CROP, seed=0, colour_deviation=0.1)
+    sampler = TrainingSampler(len(images), BATCH, seed=0)
+    return _turn(BatchLoader(dataset, BATCH, sampler, True, num_workers, timeout=600, place=images.root))
+
+
+def torchvision_files(folder: Path, num_workers: int) -> Turn:
+    """ImageFolder, Pillow and v2 transforms."""
+    transform = v2.Compose([v2.Resize(MIN_SIDE), five_crop, v2.PILToTensor()])
+    dataset = ImageFolder(folder, transform)
+    dataset.samples *= PASSES
+    keep = num_workers > 0
+    return _turn(DataLoader(dataset, BATCH, shuffle=True, num_workers=num_workers, persistent_workers=keep))
+
+
+def timm_files(folder: Path, num_workers: int) -> Turn:
+    """timm's create_loader; its transforms, collation and workers, without the normalisation that follows."""
+    dataset = timm.data.create_dataset("", root=str(folder))
+    dataset.reader.samples *= PASSES
+    loader = timm.data.create_loader(
+        dataset, CROP, BATCH, is_training=True, num_workers=num_workers, device=torch.device("cpu")
+    )
+    dataset.transform = v2.Compose([v2.Resize(MIN_SIDE), five_crop, timm.data.transforms.ToNumpy()])
+    return _turn(loader.loader)
+
+
+def _turn(loader: Iterable[Any]) -> Turn:
+    def turn() -> None:
+        for batch in loader:
+            images = batch[0]
+            assert images.dtype == torch.uint8
+            assert images.shape[1:] == (3, CROP, CROP)
+
+    return turn
+
+
+class Repeated:
+    """A source that has each image of another so many times."""
+
+    def __init__(self, images: ImageSource, times: int) -> None:
+        self.images = images
+        self.root, self.class_names = images.root, images.class_names
+        self.labels = np.tile(images.labels, times)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """Name of an image."""
+        return self.images.name(index % len(self.images))
+
+    def place(self, index: int) -> str:
+        """Where an image lies."""
+        return self.images.place(index % len(self.images))
+
+    def read(self, index: int) -> Any:
+        """Bytes of an image."""
+        return self.images.read(index % len(self.images))
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Width and height of an image."""
+        return self.images.size(index % len(self.images))
+
+
+def speeds(files: ImageSource, packed: dict[str, ImageSource], num_workers: int, repeats: int) -> dict[str, Any]:
+    """Compare all sides; images a second, and ours in proportion to the others."""
+    folder = files.root
+    whole = Repeated(files, PASSES)
+    turns: dict[str, Turn] = {
+        "ours from files": ours(whole, num_workers),
+        **{f"ours from {name}": ours(Repeated(each, PASSES), num_workers) for name, each in packed.items()},
+        "torchvision ImageFolder, v2, Pillow": torchvision_files(folder, num_workers),
+        "timm create_loader": timm_files(folder, num_workers),
+    }
+    if not num_workers:
+        for name, each in {"files": files, **packed}.items():
+            turns[f"bare decoding of {name}"] = bare_decoding([bytes(each.read(i)) for i in range(len(each))])
+    seconds = interleaved(turns, repeats)
+    rates = {name: len(whole) // BATCH * BATCH / value for name, value in seconds.items()}
+    for name in rates:
+        if not name.startswith("ours"):
+            # The others do not leave the last images out.
+            rates[name] = len(whole) / seconds[name]
+    ratios = {f"{a} / {b}": rates[a] / rates[b] for a in rates if a.startswith("ours") for b in rates if a != b}
+    return {"images_per_second": rates, "ratios": ratios}
+
+
+def bare_decoding(images: list[bytes]) -> Turn:
+    """Decode the bytes and do nothing else."""
+
+    def turn() -> None:
+        for _ in range(PASSES):
+            for data in images:
+                simplejpeg.decode_jpeg(data)
+
+    return turn
+
+
+class SmallImages:
+    """Generated images of 8 x 8 pixels, for sets of very many."""
+
+    root = Path("generated")
+    class_names = tuple(f"class{number:03d}" for number in range(1000))
+
+    def __init__(self, length: int) -> None:
+        noise = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3)).astype(np.uint8)
+        self.data = [simplejpeg.encode_jpeg(pixels) for pixels in noise]
+        self.labels = np.arange(length, dtype=np.int64) % 1000
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        """Name of an image."""
+        return f"{self.class_names[index % 1000]}/image_{index:07d}.JPEG"
+
+    def place(self, index: int) -> str:
+        """Where an image would lie."""
+        return self.name(index)
+
+    def read(self, index: int) -> bytes:
+        """Bytes of an image."""
+        return self.data[index % len(self.data)]
+
+    def size(self, index: int) -> tuple[int, int]:
+        """Width and height of an image."""
+        return 8, 8
+
+
+def resident() -> float:
+    """Return the resident memory of this process in MB."""
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmRSS:")[1].split()[0]) / 1e3
+
+
+def start_up(root: Path) -> dict[str, Any]:
+    """Time the first batch of a packed set in this process, and its memory then and after each of 20 short epochs."""
+    before, start = resident(), time.perf_counter()
+    images = open_source("packed", root, "train")
+    sampler = TrainingSampler(len(images), BATCH, seed=0)
+    loader = BatchLoader(TrainingCrops(images, CROP, 0, 0.1), BATCH, sampler, True, 2, timeout=600, place=root)
+    next(iter(loader))
+    seconds = time.perf_counter() - start
+    first = resident() - before
+    after = []
+    for epoch in range(20):
+        sampler.set_epoch(epoch)
+        for _, number in zip(loader, range(20), strict=False):
+            assert number < 20
+        after.append(resident() - before)
+    return {"seconds": seconds, "megabytes": first, "megabytes_after_epochs": after}
+
+
+def listing(folder: Path, names: int) -> dict[str, float]:
+    """Time the listing of an image folder: the first time, from the list that was kept, and after a change."""
+    classes = 1000
+    for number in range(classes):
+        inside = folder / f"train/n{number:08d}"
+        inside.mkdir(parents=True)
+        for image in range(names // classes):
+            (inside / f"n{number:08d}_{image}.JPEG").touch()
+    # What has just changed is not kept.
+    time.sleep(3)
+    seconds = {}
+    for case in ("first", "kept", "after a change"):
+        if case == "after a change":
+            (folder / "train/n00000000/new.JPEG").touch()
+        start = time.perf_counter()
+        assert len(open_source("imagefolder", folder, "train")) == names + (case == "after a change")
+        seconds[case] = time.perf_counter() - start
+    return seconds
+
+
+def main(arguments: list[str]) -> None:
+    """Measure, print the figures and write them as JSON."""
+    given = options(
+        {"data.root": None, "repeats": "7", "entries": "1000000", "names": "1280000", "out": None, "start": None},
+        arguments,
+    )
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(1)
+    if given["start"]:
+        print(json.dumps(start_up(Path(given["start"]))))
+        return
+    repeats = whole_number(given, "repeats")
+    files = open_source("imagefolder", required(given, "data.root"), "train")
+    results: dict[str, Any] = {
+        "command": "python benchmarks/loader.py data.root=FOLDER",
+        "images": len(files),
+        "mean_kilobytes": sum(len(files.read(i)) for i in range(len(files))) / len(files) / 1e3,
+        "python": platform.python_version(),
+        "hardware": hardware(),
+        **{name: version(name) for name in ("torch", "torchvision", "timm", "pillow", "simplejpeg", "pyarrow")},
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        packed: dict[str, ImageSource] = {}
+        for kind, settings in (
+            ("a pack of min side 256", Settings(MIN_SIDE)),
+            ("a pack of bytes as they are", Settings()),
+        ):
+            pack({"train": files}, folder / kind, settings, 2, "stop")
+            packed[kind] = open_source("packed", folder / kind, "train")
+        results["decoders"] = decoders([bytes(files.read(i)) for i in range(len(files))], repeats)
+        results["one_core"] = speeds(files, packed, 0, repeats)
+        results["two_workers"] = speeds(files, packed, 2, repeats)
+        entries = whole_number(given, "entries", 10**9)
+        pack({"train": SmallImages(entries)}, folder / "many", Settings(), 2, "stop")
+        child = [sys.executable, __file__, f"start={folder / 'many'}"]
+        found = subprocess.run(child, capture_output=True, text=True, check=True).stdout
+        results["start_up"] = {"entries": entries, **json.loads(found.splitlines()[-1])}
+        os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+        names = whole_number(given, "names", 10**9)
+        results["listing_seconds"] = {"names": names, **listing(folder / "names", names)}
+    print(json.dumps(results, indent=2))
+    if given["out"]:
+        Path(given["out"]).write_text(json.dumps(results, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    one_line(lambda: main(sys.argv[1:]))
