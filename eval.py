@@ -13,7 +13,7 @@ from spp_cls.data.workers import worker_count
 from spp_cls.evaluation.predictions import write_csv
 from spp_cls.evaluation.report import checkpoint_rows, checkpoints_in, chosen_protocols
 from spp_cls.rows import Row, append_csv, read_csv
-from spp_cls.tables import terminal_table
+from spp_cls.text_tables import terminal_table
 
 CONFIG_DIR = Path(__file__).parent.resolve() / "conf"
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from spp_cls import SpatialPyramidPool
 from spp_cls.command import one_line, options
-from spp_cls.tables import terminal_table
+from spp_cls.text_tables import terminal_table
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
 

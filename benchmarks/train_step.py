@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from spp_cls import SPPNet, build_net
 from spp_cls.acceleration import keep_freed_memory, warm_up
 from spp_cls.command import one_line, options
-from spp_cls.tables import terminal_table
+from spp_cls.text_tables import terminal_table
 
 VERSIONS = ("plain", "ours", "ours compiled", "ceiling", "ceiling compiled")
 

@@ -22,7 +22,7 @@ from spp_cls.evaluation.images import Cut, ViewedImages, cut_of
 from spp_cls.evaluation.views import PROTOCOLS, Protocol, View, get_protocol
 from spp_cls.exported import ExportedNet, open_exported
 from spp_cls.models.net import SPPNet
-from spp_cls.tables import terminal_table
+from spp_cls.text_tables import terminal_table
 
 DEFAULTS: dict[str, Any] = {"protocol": None, "format": "table", "top": "5"}
 

@@ -1,8 +1,6 @@
 """The paper's tables with our figures beside them: python -m spp_cls.tables [key=value ...]."""
 
 import csv
-import io
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +13,8 @@ from spp_cls.errors import UserError
 from spp_cls.models.net import build_net
 from spp_cls.models.specs import SPECS
 from spp_cls.rows import read_csv
+from spp_cls.speed_tables import layer_tables, testing_tables, training_tables
+from spp_cls.text_tables import Table, as_text
 
 TITLES = {
     "2": "Table 2: ImageNet 2012 validation, 10 views",
@@ -32,8 +32,6 @@ _IDENTITY = ("net", "pooling", "levels", "sizes", "protocol")
 _IMAGENET_VAL = "50000"
 
 DEFAULTS: dict[str, Any] = {"results": "results", "format": "terminal", "chart": None, "readme": None}
-
-Table = tuple[str, Sequence[str], list[list[str]]]
 
 
 def read_results(folder: str | Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
@@ -96,45 +94,6 @@ def measured_table(ours: Sequence[dict[str, str]]) -> Table:
     return "Measured with this code on other data", MEASURED_HEADER, rows
 
 
-def as_text(table: Table, form: str) -> str:
-    """Lay a table out for the terminal, or as markdown or csv.
-
-    Raises:
-        UserError: another form.
-    """
-    title, header, rows = table
-    if form == "terminal":
-        return f"{title}\n{terminal_table(header, rows)}"
-    if form == "markdown":
-        lines = [header, ["---" if column == 0 else "---:" for column in range(len(header))], *rows]
-        return f"**{title}**\n\n" + "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    if form == "csv":
-        buffer = io.StringIO()
-        csv.writer(buffer, lineterminator="\n").writerows([header, *rows])
-        return f"# {title}\n{buffer.getvalue()}".rstrip()
-    raise UserError(f"format is terminal, markdown or csv, not {form!r}")
-
-
-def terminal_table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Lay rows out in columns; those of numbers stand to the right."""
-    cells = [[f"{cell:.2f}" if isinstance(cell, float) else str(cell) for cell in row] for row in (header, *rows)]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
-    right = [all(_is_number(row[column]) for row in cells[1:]) for column in range(len(header))]
-    lines = [
-        "  ".join(
-            cell.rjust(width) if to_right else cell.ljust(width)
-            for cell, width, to_right in zip(row, widths, right, strict=True)
-        ).rstrip()
-        for row in cells
-    ]
-    lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(lines)
-
-
-def _is_number(cell: str) -> bool:
-    return not cell or cell.lstrip("+-").replace(".", "", 1).isdigit()
-
-
 def networks_table() -> Table:
     """Return geometry, widths and parameter counts of the networks, as built with 1000 classes."""
     header = (
@@ -153,60 +112,29 @@ def networks_table() -> Table:
     return "With SPP of 50 bins and 1000 classes", header, rows
 
 
-def speed_tables(folder: str | Path) -> list[Table]:
-    """Return what the benchmarks of testing measured, as their JSON files in a folder say; none without the files."""
-    tables: list[Table] = []
-    multiview, memory = Path(folder) / "multiview.json", Path(folder) / "peak_memory.json"
-    if multiview.is_file():
-        found = json.loads(multiview.read_text())
-        header = (
-            "net",
-            "windows",
-            "crops / maps, time",
-            "crops / maps, multiply-adds",
-            "pool_windows, share of a scale",
-        )
-        rows = []
-        for net in (name for name in found if name in SPECS):
-            share = f"{100 * found[net]['pool_windows']['share']:.1f} %"
-            for kind, figures in found[net].items():
-                if "ratio" in figures:
-                    count = figures.get("views") or figures["windows"]
-                    ratios = [f"{figures[key]:.2f}" for key in ("ratio", "ratio_of_multiply_adds")]
-                    rows.append([net, f"{count} ({kind.replace('_', ' ')})", *ratios, share])
-        tables.append((f"Testing on crops against feature maps ({_machine(found)})", header, rows))
-    if memory.is_file():
-        found = json.loads(memory.read_text())
-        rows = [[name, f"{size:,}"] for name, size in found["mib"].items()]
-        title = f"Peak memory of map98, ZF-5, images up to 4000 x 3000 ({_machine(found)})"
-        tables.append((title, ("", "MiB"), rows))
-    return tables
-
-
-def _machine(found: dict[str, Any]) -> str:
-    return f"{found['hardware']}, torch {found['torch']}: {found['command']}"
-
-
-def with_parts(
-    readme: str, paper: Sequence[dict[str, str]], ours: Sequence[dict[str, str]], speed: Sequence[Table]
-) -> str:
-    """Put the tables in their places in a README, between the marks there.
+def with_parts(readme: str, results: str | Path) -> str:
+    """Put tables made from a folder of results in their places in a README, between the marks there.
 
     Raises:
-        UserError: the README has no marks for them.
+        UserError: the README has no marks for any of them.
     """
+    paper, ours = read_results(results)
     parts: dict[str, Sequence[Table]] = {
         "networks": [networks_table()],
         "results": [*paper_tables(paper, ours), measured_table(ours)],
-        "speed": speed,
+        "speed of testing": testing_tables(results),
+        "speed of training": training_tables(results),
+        "speed of layers": layer_tables(results),
     }
+    filled = 0
     for name, tables in parts.items():
-        begin = f"<!-- {name}: written by python -m spp_cls.tables readme=README.md -->"
-        end = f"<!-- end of {name} -->"
-        if begin not in readme or end not in readme:
-            raise UserError(f"the README has no place for the {name}; put the lines {begin} and {end} there")
-        before, after = readme.split(begin, maxsplit=1)[0], readme.split(end, maxsplit=1)[1]
-        readme = before + "\n\n".join([begin, *(as_text(table, "markdown") for table in tables), end]) + after
+        begin, end = f"<!-- {name}: written by python -m spp_cls.tables -->", f"<!-- end of {name} -->"
+        if begin in readme and end in readme:
+            before, after = readme.split(begin, maxsplit=1)[0], readme.split(end, maxsplit=1)[1]
+            readme = before + "\n\n".join([begin, *(as_text(table, "markdown") for table in tables), end]) + after
+            filled += 1
+    if not filled:
+        raise UserError(f"there is no place for a table; put lines such as {begin} and {end} there")
     return readme
 
 
@@ -249,7 +177,7 @@ def main(arguments: Sequence[str]) -> None:
         draw_chart(paper, ours, given["chart"])
     if given["readme"]:
         readme = Path(given["readme"])
-        readme.write_text(with_parts(readme.read_text(), paper, ours, speed_tables(given["results"])))
+        readme.write_text(with_parts(readme.read_text(), given["results"]))
 
 
 if __name__ == "__main__":

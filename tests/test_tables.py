@@ -10,15 +10,14 @@ from spp_cls.command import options
 from spp_cls.errors import UserError
 from spp_cls.rows import Row, append_csv, read_csv
 from spp_cls.tables import (
-    as_text,
     draw_chart,
     main,
     measured_table,
     paper_tables,
     read_results,
-    speed_tables,
     with_parts,
 )
+from spp_cls.text_tables import as_text
 from tests.conftest import REPOSITORY
 from tests.test_command import KINDS, TABLE_2
 
@@ -77,8 +76,9 @@ def test_forms() -> None:
 
 
 def test_the_readme_shows_the_results() -> None:
-    readme = (REPOSITORY / "README.md").read_text()
-    assert with_parts(readme, *read_results(RESULTS), speed_tables(RESULTS)) == readme
+    for path in ("README.md", "benchmarks/README.md"):
+        readme = (REPOSITORY / path).read_text()
+        assert with_parts(readme, RESULTS) == readme
 
 
 def test_the_chart_is_a_picture(tmp_path: Path) -> None:

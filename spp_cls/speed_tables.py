@@ -1,0 +1,97 @@
+"""What the benchmarks measured, as tables, from the JSON files that they wrote; without a file there is no table."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from spp_cls.models.specs import SPECS
+from spp_cls.text_tables import Table
+
+
+def testing_tables(folder: str | Path) -> list[Table]:
+    """Return ratios of testing on maps to testing on crops, and peak memory."""
+    tables: list[Table] = []
+    if found := _read(folder, "multiview"):
+        header = (
+            "net",
+            "windows",
+            "crops / maps, time",
+            "crops / maps, multiply-adds",
+            "pool_windows, share of a scale",
+        )
+        rows = []
+        for net in (name for name in found if name in SPECS):
+            share = f"{100 * found[net]['pool_windows']['share']:.1f} %"
+            for kind, figures in found[net].items():
+                if "ratio" in figures:
+                    count = figures.get("views") or figures["windows"]
+                    ratios = [f"{figures[key]:.2f}" for key in ("ratio", "ratio_of_multiply_adds")]
+                    rows.append([net, f"{count} ({kind.replace('_', ' ')})", *ratios, share])
+        tables.append((f"Testing on crops against feature maps ({_machine(found)})", header, rows))
+    if found := _read(folder, "peak_memory"):
+        rows = [[name, f"{size:,}"] for name, size in found["mib"].items()]
+        title = f"Peak memory of map98, ZF-5, images up to 4000 x 3000 ({_machine(found)})"
+        tables.append((title, ("", "MiB"), rows))
+    return tables
+
+
+def training_tables(folder: str | Path) -> list[Table]:
+    """Return ratios of training steps: ours, plain PyTorch, and the ceiling of convolutions and fc layers alone."""
+    found = _read(folder, "train_step")
+    if not found:
+        return []
+    header = (
+        "net", "size", "batch", "precision", "plain / ours", "plain / ours compiled", "ceiling / ours",
+        "ceiling compiled / ours", "float32 / bf16, ours",
+    )  # fmt: skip
+    steps = {(s["net"], s["size"], s["batch"], s["precision"]): s["seconds"] for s in found["steps"]}
+    rows = []
+    for (net, size, batch, precision), seconds in steps.items():
+        exact = steps.get((net, size, batch, "32-true"))
+        of_precision = f"{exact['ours'] / seconds['ours']:.2f}" if exact and precision != "32-true" else ""
+        ratios = (
+            ("plain", "ours"), ("plain", "ours compiled"), ("ceiling", "ours"), ("ceiling compiled", "ours"),
+        )  # fmt: skip
+        cells = [f"{seconds[one] / seconds[other]:.2f}" for one, other in ratios]
+        rows.append([net, str(size), str(batch), precision, *cells, of_precision])
+    return [(f"Time of a training step ({_machine(found)})", header, rows)]
+
+
+def layer_tables(folder: str | Path) -> list[Table]:
+    """Return ratios of LRN and the pyramid to plain PyTorch, and the shares of layers in a training step."""
+    tables: list[Table] = []
+    for name, plain, title in (
+        ("lrn", "torch", "Time of LRN, forward and backward, beside torch.nn.LocalResponseNorm"),
+        ("spp", "level by level", "Time of the pyramid, forward and backward, beside one pooling a level"),
+    ):
+        if found := _read(folder, name):
+            shape = " x ".join(map(str, found["shape"]))
+            rows = []
+            for layout in (key for key in found if isinstance(found[key], dict)):
+                seconds, memory = found[layout]["seconds"], found[layout].get("extra_feature_maps", {})
+                for version in seconds:
+                    extra = f"{abs(memory[version]):.2f}" if version in memory else ""
+                    rows.append([layout, version, f"{seconds[plain] / seconds[version]:.1f}", extra])
+            header = ("layout", "version", "times the speed", "extra memory, in feature maps")
+            tables.append((f"{title}, {shape} ({_machine(found)})", header, rows))
+    if found := _read(folder, "layers"):
+        header = ("net", "size", *found["kinds"])
+        rows = [
+            [
+                entry["net"],
+                str(entry["size"]),
+                *(f"{100 * entry['shares'].get(kind, 0):.1f} %" for kind in found["kinds"]),
+            ]
+            for entry in found["steps"]
+        ]
+        tables.append((f"Where the time of a training step goes ({_machine(found)})", header, rows))
+    return tables
+
+
+def _read(folder: str | Path, name: str) -> dict[str, Any]:
+    path = Path(folder) / f"{name}.json"
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _machine(found: dict[str, Any]) -> str:
+    return f"{found['hardware']}, torch {found['torch']}: {found['command']}"
