@@ -9,9 +9,11 @@ each. On a GPU, where there is one; give peak_tflops=989 there for the share of 
 """
 
 import itertools
+import json
 import multiprocessing
 import sys
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,6 +24,7 @@ from torch.nn import functional as F
 from spp_cls import SPPNet, build_net
 from spp_cls.acceleration import keep_freed_memory, warm_up
 from spp_cls.command import one_line, options
+from spp_cls.models.specs import SPECS
 from spp_cls.text_tables import terminal_table
 
 VERSIONS = ("plain", "ours", "ours compiled", "ceiling", "ceiling compiled")
@@ -120,7 +123,10 @@ def main(arguments: list[str]) -> None:
         arguments,
     )
     batches = [int(batch) for batch in given["batch"].split(",")]
-    results = machine("python benchmarks/train_step.py " + " ".join(arguments), steps=[])
+    results = machine("python benchmarks/train_step.py", steps=[])
+    if given["out"] and Path(given["out"]).is_file():
+        # Each setting is compared within itself, so that settings can be measured in several calls.
+        results["steps"] = json.loads(Path(given["out"]).read_text())["steps"]
     names, sizes = given["nets"].split(","), [int(size) for size in given["sizes"].split(",")]
     for name, size, batch, precision in itertools.product(names, sizes, batches, given["precisions"].split(",")):
         versions = {version: Version(version, name, size, batch, precision) for version in VERSIONS}
@@ -132,10 +138,16 @@ def main(arguments: list[str]) -> None:
         if given["peak_tflops"]:
             rate = 2 * found["work"] / min(seconds["ours"], seconds["ours compiled"])
             found["share_of_peak"] = rate / (1e12 * float(given["peak_tflops"]))
-        results["steps"].append(found)
+        key = (name, size, batch, precision)
+        others = [s for s in results["steps"] if (s["net"], s["size"], s["batch"], s["precision"]) != key]
+        results["steps"] = sorted([*others, found], key=_place)
         print(table_of([found]), flush=True)
+        write_json(results, given["out"])
     print(table_of(results["steps"]))
-    write_json(results, given["out"])
+
+
+def _place(found: dict[str, Any]) -> tuple[Any, ...]:
+    return list(SPECS).index(found["net"]), found["precision"], -found["size"], found["batch"]
 
 
 def work_of_step(name: str, size: int, batch: int) -> int:

@@ -8,6 +8,18 @@ from spp_cls.models.specs import SPECS
 from spp_cls.text_tables import Table
 
 
+def data_tables(folder: str | Path) -> list[Table]:
+    """Return ratios of reading training crops: ours, other libraries, and bare decoding."""
+    found = _read(folder, "loader")
+    if not found:
+        return []
+    rates = found["one_core"]["images_per_second"]
+    ours = [name for name in rates if name.startswith("ours")]
+    header = ("images a second, one core", *(f"{name} / this" for name in ours))
+    rows = [[name, *(f"{rates[own] / rate:.2f}" for own in ours)] for name, rate in rates.items()]
+    return [(f"Photographs as shipped, to crops of 224 ({_machine(found)})", header, rows)]
+
+
 def testing_tables(folder: str | Path) -> list[Table]:
     """Return ratios of testing on maps to testing on crops, and peak memory."""
     tables: list[Table] = []

@@ -13,7 +13,7 @@ from spp_cls.errors import UserError
 from spp_cls.models.net import build_net
 from spp_cls.models.specs import SPECS
 from spp_cls.rows import read_csv
-from spp_cls.speed_tables import layer_tables, testing_tables, training_tables
+from spp_cls.speed_tables import data_tables, layer_tables, testing_tables, training_tables
 from spp_cls.text_tables import Table, as_text
 
 TITLES = {
@@ -122,6 +122,7 @@ def with_parts(readme: str, results: str | Path) -> str:
     parts: dict[str, Sequence[Table]] = {
         "networks": [networks_table()],
         "results": [*paper_tables(paper, ours), measured_table(ours)],
+        "speed of data": data_tables(results),
         "speed of testing": testing_tables(results),
         "speed of training": training_tables(results),
         "speed of layers": layer_tables(results),

@@ -15,6 +15,7 @@ from spp_cls.data.datamodule import ImageNetDataModule
 from spp_cls.data.dataset import COLOUR_COMPONENTS, COLOUR_SCALES, TrainingCrops
 from spp_cls.data.decode import UndecodableImageError, decode
 from spp_cls.data.sampler import ShardSampler, TrainingSampler
+from spp_cls.data.show import main as show
 from spp_cls.data.sizes import size_of_epoch
 from spp_cls.data.sources import open_source
 
@@ -90,6 +91,17 @@ class TestCrops:
             # Both round the same sums to grey levels, computed from coordinates that differ in the last bits.
             assert abs(whole - own).max() <= 1
 
+    def test_the_pixels_of_the_five_crops_are_those_computed_by_hand(self) -> None:
+        y, x = np.mgrid[:128, :160]
+        pixels = np.stack([x, y, 255 - x], -1).astype(np.uint8)
+        for position, left, top in zip(FIVE, (12, 0, 24, 0, 24), (4, 0, 0, 8, 8), strict=True):
+            crop = resized_crop(pixels, 64, 56, position)
+            row, column = np.mgrid[top + 1 : top + 55, left + 1 : left + 55]
+            # The centre of a pixel of the half-size image lies between two of the whole: at 2 x + 0.5.
+            expected = np.stack([2 * column + 0.5, 2 * row + 0.5, 254.5 - 2 * column], -1)
+            # Rounded after each axis; a crop one pixel aside would differ by two.
+            assert abs(crop[1:55, 1:55] - expected).max() <= 1
+
     def test_corners_touch_the_borders(self) -> None:
         assert [corner_of(position, 301, 256, 224) for position in FIVE] == [
             (38, 16),
@@ -98,6 +110,20 @@ class TestCrops:
             (0, 32),
             (77, 32),
         ]
+
+    @pytest.mark.parametrize("shape", [(225, 224), (340, 240), (240, 350), (224, 1000), (3, 2), (1, 5000), (5000, 1)])
+    def test_any_shape(self, shape: tuple[int, int]) -> None:
+        pixels = np.random.default_rng(0).integers(0, 256, (shape[1], shape[0], 3)).astype(np.uint8)
+        new_width, new_height = resized_shape(*shape, 256)
+        whole = Image.fromarray(pixels)
+        for position in FIVE:
+            left, top = corner_of(position, new_width, new_height, 224)
+            across, down = shape[0] / new_width, shape[1] / new_height
+            box = (left * across, top * down, (left + 224) * across, (top + 224) * down)
+            box = (*box[:2], min(box[2], shape[0]), min(box[3], shape[1]))
+            expected = np.asarray(whole.resize((224, 224), Image.Resampling.BILINEAR, box=box), int)
+            # Torch rounds after the rows and then after the columns, Pillow the other way round.
+            assert abs(resized_crop(pixels, 256, 224, position) - expected).max() <= 2
 
 
 class TestSizes:
@@ -227,3 +253,27 @@ class TestDamagedTrainingImage:
 
 def test_centre_is_the_middle() -> None:
     assert corner_of(CENTRE, 256, 256, 224) == (16, 16)
+
+
+def test_contact_sheet(image_folder: Path, tmp_path: Path) -> None:
+    root = f"data.root={image_folder}"
+    out = tmp_path / "sheet.png"
+    show(["data=imagefolder", root, f"out={out}", "images=10", "crop=112", "colour_deviation=0"])
+    sheet = np.asarray(Image.open(out))
+    # Two rows of up to eight at 112 and again at 90, each under a line of text of 14 pixels.
+    assert sheet.shape == (2 * (112 + 14) + 2 * (90 + 14), 8 * 112, 3)
+    files = open_source("imagefolder", image_folder, "train")
+    (epoch, index), *_ = TrainingSampler(24, 10, seed=0)
+    sample = TrainingCrops(files, 112, 0, 0)[epoch, index]
+    expected = sample.pixels[:, ::-1] if sample.flip else sample.pixels
+    assert np.array_equal(sheet[14:126, :112], expected)
+    small = sheet[2 * 126 + 14 : 2 * 126 + 14 + 90, :90].astype(int)
+    reference = np.asarray(Image.fromarray(np.ascontiguousarray(expected)).resize((90, 90), Image.Resampling.BILINEAR))
+    # Pillow rounds to whole grey levels after each of its two passes.
+    assert abs(small - reference).max() <= 1
+    # Letters above, white beside the last image.
+    assert sheet[:14, :112].min() < 100
+    assert sheet[126 + 14 :, 2 * 112 + 1 :][:112].min() == 255
+    for wrong in (["data=imagefolder"], [root, "images=0"], [root, "epoch=x"], [root, "colour_deviation=x"]):
+        with pytest.raises(ValueError, match=r"data\.root|whole number|a number"):
+            show([*wrong, "data=imagefolder"])

@@ -1,7 +1,7 @@
 """The loader of batches: workers that stay, a place in the epoch that checkpoints keep, failures told in one line."""
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -10,6 +10,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from spp_cls.data.batch import Batch
 from spp_cls.data.sampler import TrainingSampler
 from spp_cls.data.workers import failure_of_workers
+
+Item = TypeVar("Item")
 
 
 class BatchLoader(DataLoader[Any]):
@@ -46,23 +48,8 @@ class BatchLoader(DataLoader[Any]):
 
     def __iter__(self) -> Any:
         """Start the workers, or have them begin anew, at once; then go through the batches."""
-        batches = self._told(super().__iter__())
+        batches = told(super().__iter__(), self.place, self.timeout)
         return _ahead(batches, self.device) if self.device is not None and self.device.type == "cuda" else batches
-
-    def _told(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        while True:
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
-            except RuntimeError as error:
-                workers = getattr(batches, "_workers", [])
-                ends = [worker.exitcode for worker in workers if worker.exitcode]
-                failure = failure_of_workers(error, ends, self.place, self.timeout)
-                if failure is None:
-                    raise
-                raise failure from error
-            yield batch
 
 
 class TrainingLoader(BatchLoader):
@@ -92,6 +79,27 @@ class TrainingLoader(BatchLoader):
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Begin that epoch after those images."""
         self._order.resume(state["epoch"], state["images"])
+
+
+def told(batches: Iterator[Item], place: object, timeout: float = 0) -> Iterator[Item]:
+    """Go through a DataLoader's batches of data from `place`; failures of its workers are told in one line.
+
+    Raises:
+        UserError: a worker died, a batch took longer than the DataLoader's timeout, or shared memory is full.
+    """
+    while True:
+        try:
+            batch = next(batches)
+        except StopIteration:
+            return
+        except RuntimeError as error:
+            workers = getattr(batches, "_workers", [])
+            ends = [worker.exitcode for worker in workers if worker.exitcode]
+            failure = failure_of_workers(error, ends, place, timeout)
+            if failure is None:
+                raise
+            raise failure from error
+        yield batch
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from spp_cls.data.crops import Position, crop_at, resize, resized_shape
 from spp_cls.data.dataset import read_image
 from spp_cls.data.decode import Pixels
+from spp_cls.data.loader import told
 from spp_cls.data.sources import ImageSource
 from spp_cls.evaluation.views import REFERENCE, View
 
@@ -113,12 +114,11 @@ def view_batches(
     """
     batches = batches_by_shape(files, indices, cuts, window, max_pixels)
     dataset = ViewedImages(files, cuts, window)
-    return iter(
-        DataLoader(
-            dataset,
-            batch_sampler=batches,
-            collate_fn=_collate,
-            num_workers=num_workers,
-            pin_memory=torch.cuda.is_available(),
-        )
+    loader = DataLoader(
+        dataset,
+        batch_sampler=batches,
+        collate_fn=_collate,
+        num_workers=num_workers,
+        pin_memory=torch.cuda.is_available(),
     )
+    return told(iter(loader), files.root)
