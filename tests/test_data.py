@@ -12,8 +12,9 @@ from PIL import Image
 from spp_cls.data.batch import Sample, collate, finish_on_device
 from spp_cls.data.crops import CENTRE, FIVE, corner_of, crop_at, resize, resized_crop, resized_shape
 from spp_cls.data.datamodule import ImageNetDataModule
-from spp_cls.data.dataset import COLOUR_COMPONENTS, COLOUR_SCALES, TrainingCrops
+from spp_cls.data.dataset import TrainingCrops
 from spp_cls.data.decode import UndecodableImageError, decode
+from spp_cls.data.draws import COLOUR_COMPONENTS, COLOUR_SCALES
 from spp_cls.data.sampler import ShardSampler, TrainingSampler
 from spp_cls.data.show import main as show
 from spp_cls.data.sizes import size_of_epoch

@@ -13,8 +13,9 @@ from tqdm import tqdm
 
 from spp_cls.data.batch import Batch
 from spp_cls.data.crops import corner_of, resize, resized_shape
-from spp_cls.data.dataset import draw, first_decodable, read_image
+from spp_cls.data.dataset import read_image
 from spp_cls.data.decode import Pixels, UndecodableImageError
+from spp_cls.data.draws import draws_of_epoch
 from spp_cls.data.sampler import EpochIndex
 from spp_cls.data.sources import ImageSource
 from spp_cls.errors import UserError
@@ -113,20 +114,20 @@ class CachedCrops(Dataset[Batch]):
         indices, corners, flips, colours = [], [], [], []
         replaced: list[str] = []
         for epoch, wanted in epoch_indices:
-            drawn = draw(self.seed, epoch, wanted, self.colour_deviation)
-            _, index, messages = first_decodable(self.cached.check, wanted, len(self.labels), drawn.random)
+            draws = draws_of_epoch(self.seed, epoch, len(self.labels), self.colour_deviation)
+            _, index, messages = draws.first_decodable(self.cached.check, wanted)
             width, height = self.cached.sizes[index]
-            corners.append(corner_of(drawn.position, int(width), int(height), self.crop))
+            corners.append(corner_of(draws.position(wanted), int(width), int(height), self.crop))
             indices.append(index)
-            flips.append(drawn.flip)
-            colours.append(drawn.colour)
+            flips.append(draws.flips[wanted])
+            colours.append(draws.colours[wanted])
             replaced += messages
         device = self.cached.device
         return Batch(
             self.cached.windows(indices, corners, self.crop),
             torch.from_numpy(self.labels[indices]).to(device),
             torch.tensor(indices, device=device),
-            torch.tensor(flips, device=device),
+            torch.from_numpy(np.array(flips)).to(device),
             torch.from_numpy(np.stack(colours)).to(device),
             replaced,
         )

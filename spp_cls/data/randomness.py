@@ -8,9 +8,12 @@ import numpy as np
 class Purpose(IntEnum):
     """What a generator is for; generators of different purposes are independent."""
 
-    AUGMENTATION = 1
-    ORDER = 2
-    IMAGE_SIZE = 3
+    ORDER = 1
+    IMAGE_SIZE = 2
+    POSITION = 3
+    FLIP = 4
+    COLOUR = 5
+    REPLACEMENT = 6
 
 
 def generator(purpose: Purpose, seed: int, epoch: int, index: int = 0) -> np.random.Generator:

@@ -77,7 +77,8 @@ class ImageFiles:
 
     def place(self, index: int) -> str:
         """Path of an image, for messages."""
-        return str(self.root / self.name(index))
+        # A Path each image would take as long as reading it.
+        return os.path.join(self.root, self.name(index)).removeprefix("./")
 
     def read(self, index: int) -> bytes:
         """Return the bytes of an image.
