@@ -102,7 +102,7 @@ def warm_up(
                 loss = F.cross_entropy(net(images(size)), labels)
             torch.autograd.grad(loss, list(net.parameters()))
         net.eval()
-        with torch.inference_mode(), validation_context():
+        with torch.no_grad(), validation_context():
             net(images(net.recipe.input_size))
     net.train(was_training)
 

@@ -254,6 +254,24 @@ class Compiled(Callback):
 
 
 @pytest.mark.slow
+def test_steps_run_in_the_graphs_compiled_for_them(
+    shared_image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.compiler.reset()
+    set_stance, stances = torch.compiler.set_stance, []
+
+    def strict(stance: str) -> None:
+        stances.append(stance)
+        set_stance("fail_on_recompile" if stance == "eager_on_recompile" else stance)
+
+    monkeypatch.setattr("torch.compiler.set_stance", strict)
+    # One batch of validation: the last one, which is smaller, is meant to run uncompiled.
+    options = {"batch": 8, "sizes": "alternate", "epochs": 2, "limit_val_batches": 1}
+    fit(shared_image_folder, tmp_path, Acceleration([64, 51], compile=True), **options)
+    assert stances == ["eager_on_recompile", "default"]
+
+
+@pytest.mark.slow
 def test_all_sizes_are_compiled_before_the_first_step(shared_image_folder: Path, tmp_path: Path) -> None:
     torch.compiler.reset()
     counters.clear()
