@@ -11,6 +11,7 @@ class Purpose(IntEnum):
     AUGMENTATION = 1
     ORDER = 2
     IMAGE_SIZE = 3
+    DROPOUT = 4
 
 
 def generator(purpose: Purpose, seed: int, epoch: int, index: int = 0) -> np.random.Generator:
