@@ -1,20 +1,20 @@
 """Train a network: python train.py [key=value ...]; conf/train.yaml lists the keys."""
 
 from pathlib import Path
-from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import EMAWeightAveraging, ModelCheckpoint
-from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.callbacks import EMAWeightAveraging
 
 from spp_cls import build_net, command
 from spp_cls.acceleration import Acceleration
+from spp_cls.atomic import AtomicCheckpoints
 from spp_cls.data.datamodule import ImageNetDataModule
 from spp_cls.fine_tuning import init_from
 from spp_cls.module import LitClassifier
 from spp_cls.progress import Progress
 from spp_cls.run_folder import RunFolder, closing_lines, opening_lines
+from spp_cls.saving import Saving
 
 CONFIG_DIR = Path(__file__).parent.resolve() / "conf"
 
@@ -37,18 +37,15 @@ def train(cfg: DictConfig) -> None:
     last = folder.checkpoint_to_resume(net.recipe, cfg)
     started_from = init_from(net, cfg.init_from) if cfg.init_from and not last else None
     folder.prepare(cfg)
-    # After the validation of an epoch, whose error the learning rate goes by.
-    when: dict[str, Any] = {"save_on_train_epoch_end": True, "enable_version_counter": False}
     trainer = pl.Trainer(
         **options["trainer"],
-        logger=TensorBoardLogger(folder.path, name="", version=folder.logs.name),
+        logger=folder.logger(last),
+        plugins=[AtomicCheckpoints()],
         callbacks=[
             Progress(),
             Acceleration(data.possible_sizes, options["compile"], options["tf32"]),
             *([EMAWeightAveraging(decay=cfg.ema_decay)] if cfg.ema_decay else []),
-            ModelCheckpoint(folder.path, filename=folder.best.stem, monitor="val/top1_error", **when),
-            # Not save_last, which keeps the last of the best.
-            ModelCheckpoint(folder.path, filename=folder.last.stem, **when),
+            Saving(folder, **options["checkpoint"]),
         ],
         # The samplers share the images out themselves, without padding.
         use_distributed_sampler=False,
@@ -62,7 +59,7 @@ def train(cfg: DictConfig) -> None:
         print(opening_lines(folder, net, data))
         if started_from:
             print(started_from)
-    module = LitClassifier(net, **options["optimizer"])
+    module = LitClassifier(net, **options["optimizer"], seed=cfg.seed)
     trainer.fit(module, data, ckpt_path=last, weights_only=True)
     if trainer.is_global_zero:
         print(closing_lines(folder, cfg, module.validation_errors))

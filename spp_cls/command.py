@@ -21,7 +21,7 @@ from spp_cls.errors import UserError
 # Failures of the machine, not of the program.
 _DISK_ERRORS = {
     errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
-    errno.EEXIST,
+    errno.EEXIST, errno.EIO,
 }  # fmt: skip
 
 

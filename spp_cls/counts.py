@@ -1,5 +1,8 @@
 """Counts of right answers, in integers over images seen once each."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -29,6 +32,20 @@ class Counts:
         self._right = counts if self._right is None else self._right + counts
         self._seen += len(right)
         self._loss = total if self._loss is None else self._loss + total
+
+    def state(self) -> dict[str, Any]:
+        """Return this process's counts as plain numbers."""
+        right = [0, 0] if self._right is None else self._right.tolist()
+        return {"right": right, "seen": self._seen, "loss": 0.0 if self._loss is None else self._loss.item()}
+
+    def load(self, states: Sequence[dict[str, Any]], device: torch.device) -> None:
+        """Go on from the sum of counts that `state` returned."""
+        self.reset()
+        for state in states:
+            right, loss = torch.tensor(state["right"], device=device), torch.tensor(state["loss"], device=device)
+            self._right = right if self._right is None else self._right + right
+            self._loss = loss if self._loss is None else self._loss + loss
+            self._seen += state["seen"]
 
     def so_far(self) -> dict[str, float]:
         """This process's loss and errors in percent."""
@@ -63,7 +80,7 @@ def _distributed_device() -> torch.device:
 
 
 def _percentages(right: Tensor | None, seen: int, loss: Tensor | None) -> dict[str, float]:
-    if right is None or loss is None:
+    if right is None or loss is None or not seen:
         return {}
     top1, top5 = right.tolist()
     return {

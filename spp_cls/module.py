@@ -14,11 +14,14 @@ from torchvision.utils import make_grid
 from spp_cls.checkpoint import RECIPE_KEY, recipe_to_plain
 from spp_cls.counts import Counts
 from spp_cls.data.batch import Batch
+from spp_cls.data.randomness import Purpose, generator
 from spp_cls.errors import UserError
 from spp_cls.models.net import SPPNet
 from spp_cls.schedule import drops_at_milestones, drops_on_plateau
 
 _ERRORS_KEY = "validation_errors"
+_EPOCH_KEY = "epoch_so_far"
+_FIGURES_KEY = "epoch_figures"
 
 
 class LitClassifier(pl.LightningModule):
@@ -27,6 +30,10 @@ class LitClassifier(pl.LightningModule):
     The rate is divided by 10 twice, on a plateau of the validation top-1 error or at fixed milestones. Logged each
     epoch: loss, top-1 and top-5 error of training and validation, rate, image size, images per second, and the
     filters of conv1 as a picture.
+
+    A checkpoint at any step carries all that the rest of the run depends on: what is dropped in a step is a function
+    of `seed` and the step, and what the epoch has counted is saved. Figures of an epoch are in its checkpoint, too,
+    because Lightning writes them to the log only after it.
 
     Raises:
         UserError: another schedule than plateau or milestones.
@@ -41,6 +48,7 @@ class LitClassifier(pl.LightningModule):
         schedule: Literal["plateau", "milestones"] = "plateau",
         patience: int = 5,
         milestones: Sequence[int] = (),
+        seed: int = 0,
     ) -> None:
         super().__init__()
         if schedule not in ("plateau", "milestones"):
@@ -53,13 +61,16 @@ class LitClassifier(pl.LightningModule):
         self.schedule = schedule
         self.patience = patience
         self.milestones = tuple(milestones)
+        self.seed = seed
         self.train_counts = Counts()
         self.val_counts = Counts()
         self.validation_errors: list[float] = []
         self.replaced = 0
+        self.epoch_start = 0.0
         self._image_size = 0
-        self._epoch_start = 0.0
         self._epoch_seconds = 0.0
+        self._figures: dict[str, float] = {}
+        self._restored: dict[str, Any] = {}
 
     def forward(self, images: Tensor) -> Tensor:
         """Map N x 3 x H x W images, pixels minus mean, to logits."""
@@ -86,14 +97,40 @@ class LitClassifier(pl.LightningModule):
             drops = drops_on_plateau(self.validation_errors[:epoch], self.patience, times=2)
         return self.learning_rate / 10**drops
 
+    def on_fit_start(self) -> None:
+        """Write the figures of an epoch that ended with the checkpoint."""
+        if self._figures and self.logger:
+            figures = dict(self._figures)
+            self.logger.log_metrics(figures, int(figures.pop("step")))
+
+    def on_train_start(self) -> None:
+        """Take up the epoch that a checkpoint was saved in."""
+        self._first_step = self.trainer.global_step
+        self._finite = torch.ones((), dtype=torch.bool, device=self.device)
+        self._finite_batches = torch.zeros((), dtype=torch.int64, device=self.device)
+        if self._restored:
+            own = slice(self.global_rank, None, self.trainer.world_size)
+            self.train_counts.load(self._restored["counts"][own], self.device)
+            self.replaced = sum(self._restored["replaced"][own])
+            self._image_size = self._restored["image_size"]
+            self._epoch_seconds = self._restored["seconds"]
+            self.epoch_start = time.perf_counter() - self._epoch_seconds
+
     def on_train_epoch_start(self) -> None:
-        """Set the epoch's learning rate and start its counts."""
+        """Set the epoch's learning rate and start its counts; not called where a run goes on inside an epoch."""
         rate = self.rate_of_epoch(self.current_epoch)
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = rate * group["rate_factor"]
         self.train_counts.reset()
         self.replaced = 0
-        self._epoch_start = time.perf_counter()
+        self._figures = {}
+        self.epoch_start = time.perf_counter()
+
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        """Draw what the step drops out anew from the seed, the step and the process."""
+        share = batch_idx * self.trainer.world_size + self.global_rank
+        numbers = generator(Purpose.DROPOUT, self.seed, self.current_epoch, share)
+        torch.manual_seed(int(numbers.integers(2**63)))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the mean cross entropy of a batch."""
@@ -101,13 +138,25 @@ class LitClassifier(pl.LightningModule):
         loss = F.cross_entropy(logits, batch.labels)
         self.train_counts.update(logits, batch.labels, loss)
         self.replaced += len(batch.replaced)
-        self.log("train/step_loss", loss, batch_size=len(batch.labels))
+        self._finite &= loss.detach().isfinite()
+        self._finite_batches += self._finite
+        trainer: Any = self.trainer
+        whole = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        if self.logger and whole and (trainer.global_step + 1) % trainer.log_every_n_steps == 0:
+            # Now, as a checkpoint after this step comes before Lightning's own writing.
+            self.logger.log_metrics({"train/step_loss": loss.item()}, trainer.global_step)
         self._image_size = batch.images.shape[-1]
         return loss
 
+    def first_step_without_a_loss(self) -> int | None:
+        """Return the first step, counted from 1, whose loss was not finite; waits for the device."""
+        if self._finite:
+            return None
+        return self._first_step + int(self._finite_batches) // self.trainer.accumulate_grad_batches + 1
+
     def on_train_batch_end(self, *_: Any) -> None:
         """Read the clock of the training steps, which stops before validation."""
-        self._epoch_seconds = time.perf_counter() - self._epoch_start
+        self._epoch_seconds = time.perf_counter() - self.epoch_start
 
     def on_validation_epoch_start(self) -> None:
         """Start the counts of validation."""
@@ -118,36 +167,59 @@ class LitClassifier(pl.LightningModule):
         self.val_counts.update(self.net(batch.images), batch.labels)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the validation errors over all processes, and keep the top-1 error for the schedule."""
+        """Count the validation errors over all processes, and keep the top-1 error for the schedule."""
         figures = self.val_counts.over_processes()
         if self.trainer.sanity_checking:
             return
         self.validation_errors.append(figures["top1_error"])
         images = figures.pop("images")
-        self.log_dict({f"val/{name}": value for name, value in figures.items()}, batch_size=int(images))
+        self._figures = {f"val/{name}": value for name, value in figures.items()}
+        self.log_dict(self._figures, batch_size=int(images), logger=False)
 
     def on_train_epoch_end(self) -> None:
         """Log the epoch: errors, rate, image size, speed and the filters of conv1."""
         figures = self.train_counts.over_processes()
         images = figures.pop("images")
-        logged = {f"train/{name}": value for name, value in figures.items()}
-        logged["learning_rate"] = self.rate_of_epoch(self.current_epoch)
-        logged["image_size"] = self._image_size
-        logged["images_per_second"] = images / self._epoch_seconds
-        self.log_dict(logged)
-        self.log("train/undecodable_images", float(self.replaced), sync_dist=True, reduce_fx="sum")
+        self._figures |= {f"train/{name}": value for name, value in figures.items()} | {
+            "learning_rate": self.rate_of_epoch(self.current_epoch),
+            "image_size": float(self._image_size),
+            "images_per_second": images / self._epoch_seconds,
+            "train/undecodable_images": float(sum(_of_all_processes(self.replaced))),
+            "epoch": float(self.current_epoch),
+            # After those of the steps before, which a checkpoint of the last step does not take back.
+            "step": float(self.trainer.global_step),
+        }
+        self.log_dict(self._figures)
         if isinstance(self.logger, TensorBoardLogger) and self.trainer.is_global_zero:
             filters = filter_picture(self.net)
             self.logger.experiment.add_image("conv1/filters", filters, self.current_epoch)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what rebuilds the network, and the errors that the schedule goes by."""
+        """Add what rebuilds the network, the errors that the schedule goes by, and the epoch so far."""
         checkpoint[RECIPE_KEY] = recipe_to_plain(self.net.recipe)
         checkpoint[_ERRORS_KEY] = self.validation_errors
+        checkpoint[_FIGURES_KEY] = self._figures
+        checkpoint[_EPOCH_KEY] = {
+            "counts": _of_all_processes(self.train_counts.state()),
+            "replaced": _of_all_processes(self.replaced),
+            "image_size": self._image_size,
+            "seconds": self._epoch_seconds,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take the errors of the epochs before."""
+        """Take the errors of the epochs before, and the epoch so far."""
         self.validation_errors = list(checkpoint[_ERRORS_KEY])
+        self._figures = dict(checkpoint.get(_FIGURES_KEY, {}))
+        self._restored = dict(checkpoint.get(_EPOCH_KEY, {}))
+
+
+def _of_all_processes(value: Any) -> list[Any]:
+    """Return the value of every process, in the order of their numbers."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return [value]
+    values = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(values, value)
+    return values
 
 
 def filter_picture(net: SPPNet) -> Tensor:

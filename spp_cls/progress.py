@@ -21,10 +21,11 @@ class Progress(TQDMProgressBar):
         self._metrics: dict[str, Any] = {}
         self._read = -math.inf
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, *args: Any) -> None:
-        """Start the clock of the epoch."""
-        super().on_train_epoch_start(trainer, *args)
-        self._start = time.perf_counter()
+    def on_train_start(self, trainer: pl.Trainer, *args: Any) -> None:
+        """Draw the bar, also where a run goes on inside an epoch, whose start has been."""
+        super().on_train_start(trainer, *args)
+        if trainer.fit_loop.restarted_mid_epoch:
+            super().on_train_epoch_start(trainer, *args)
 
     def get_metrics(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> dict[str, Any]:
         """Return what stands behind the bar."""
@@ -37,7 +38,7 @@ class Progress(TQDMProgressBar):
         metrics: dict[str, Any] = {}
         figures = pl_module.train_counts.so_far()
         if figures:
-            seconds = time.perf_counter() - self._start
+            seconds = time.perf_counter() - pl_module.epoch_start
             metrics["images/s"] = f"{figures['images'] * trainer.world_size / seconds:.0f}"
             metrics["loss"] = f"{figures['loss']:.3f}"
             metrics["top-1 error"] = f"{figures['top1_error']:.1f} %"

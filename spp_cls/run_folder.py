@@ -2,13 +2,17 @@
 
 import os
 import shlex
+import shutil
 import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from pytorch_lightning.loggers import TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
 
 from spp_cls.checkpoint import RECIPE_KEY, load_checkpoint, recipe_from_plain, recipe_to_plain
 from spp_cls.data.datamodule import ImageNetDataModule
@@ -16,7 +20,11 @@ from spp_cls.errors import UserError
 from spp_cls.models.net import NetRecipe, SPPNet
 
 # What a run is trained with, beside its network and the optimizer; the rest may change from one start to the next.
-_TRAINING = ("sizes", "colour_deviation", "seed", "data.kind", "data.batch_size", "trainer.gradient_clip_val")
+_TRAINING = (
+    "sizes", "colour_deviation", "seed", "ema_decay", "data.kind", "data.batch_size", "trainer.gradient_clip_val",
+    # A place inside an epoch is counted in its steps and parts of steps.
+    "trainer.accumulate_grad_batches", "trainer.limit_train_batches",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -46,11 +54,13 @@ class RunFolder:
         return self.path / "config.yaml"
 
     def prepare(self, cfg: DictConfig) -> None:
-        """Make the folder and write the run's configuration into it.
+        """Make the folder and write the run's configuration into it, once for all processes.
 
         Raises:
             UserError: it cannot be made or written.
         """
+        if getattr(rank_zero_only, "rank", 0):
+            return
         try:
             self.path.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self.path, prefix=".config-", suffix=".yaml")
@@ -62,12 +72,26 @@ class RunFolder:
                 f"cannot write the run folder {self.path}: {error.strerror}; set run_folder to another"
             ) from error
 
+    def logger(self, last: Path | None) -> TensorBoardLogger:
+        """Return TensorBoard's logger; what the run logged after the checkpoint that it goes on from is left out."""
+        step = torch.load(last, mmap=True, weights_only=True)["global_step"] if last else 0
+        return TensorBoardLogger(self.path, name="", version=self.logs.name, purge_step=step)
+
     def checkpoint_to_resume(self, recipe: NetRecipe, cfg: DictConfig) -> Path | None:
-        """Return the last checkpoint, if there is one. To be called before `prepare`.
+        """Return the last checkpoint, if there is one to go on from. To be called before `prepare`.
 
         Raises:
-            UserError: it is of another network, other classes or another training recipe than `recipe` and `cfg`.
+            UserError: it is of another network, other classes or another training recipe than `recipe` and `cfg`; or
+                there are results, and resume=false.
         """
+        if cfg.overwrite:
+            self._remove_results()
+            return None
+        if not cfg.resume and (found := [path.name for path in self._results if path.exists()]):
+            raise UserError(
+                f"{self.path} holds results ({', '.join(found)}); choose another name=..., resume=true to go on from "
+                "them or overwrite=true to remove them"
+            )
         if not self.last.exists():
             return None
         old = recipe_from_plain(load_checkpoint(self.last)[RECIPE_KEY])
@@ -80,6 +104,18 @@ class RunFolder:
                 f"and init_from={self.last} to start from its weights"
             )
         return self.last
+
+    @property
+    def _results(self) -> tuple[Path, ...]:
+        return self.last, self.best, self.logs
+
+    @rank_zero_only
+    def _remove_results(self) -> None:
+        for path in (*self._results, self.configuration):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def _training(cfg: DictConfig | ListConfig) -> dict[str, Any]:

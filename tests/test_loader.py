@@ -144,7 +144,7 @@ def test_a_run_stopped_in_an_epoch_goes_on_with_the_next_image(
     assert trainer.global_step == 18
 
 
-@pytest.mark.parametrize("consumed", range(0, 24, 6))
+@pytest.mark.parametrize("consumed", range(0, 30, 6))
 def test_the_sampler_goes_on_after_any_batch(consumed: int) -> None:
     whole = TrainingSampler(24, 6, seed=3)
     whole.set_epoch(5)

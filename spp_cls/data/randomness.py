@@ -14,6 +14,7 @@ class Purpose(IntEnum):
     FLIP = 4
     COLOUR = 5
     REPLACEMENT = 6
+    DROPOUT = 7
 
 
 def generator(purpose: Purpose, seed: int, epoch: int, index: int = 0) -> np.random.Generator:

@@ -44,7 +44,9 @@ class TrainingSampler(Sampler[EpochIndex]):
         epoch, images = self._resumed
         rest = order[images:] if epoch == self.epoch else order
         batches = len(rest) // self.global_batch
-        shares = rest[: batches * self.global_batch].reshape(batches, self.processes, -1)
+        shares = rest[: batches * self.global_batch].reshape(
+            batches, self.processes, self.global_batch // self.processes
+        )
         for index in shares[:, self.rank].ravel():
             yield self.epoch, int(index)
 
