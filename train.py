@@ -1,6 +1,7 @@
 """Train a network: python train.py [key=value ...]; conf/train.yaml lists the keys."""
 
 from pathlib import Path
+from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
@@ -13,14 +14,14 @@ from spp_cls.data.datamodule import ImageNetDataModule
 from spp_cls.fine_tuning import init_from
 from spp_cls.module import LitClassifier
 from spp_cls.progress import Progress
-from spp_cls.run_folder import RunFolder, closing_lines, opening_lines
+from spp_cls.run_folder import RunFolder, closing_lines, opening_lines, result
 from spp_cls.saving import Saving
 
 CONFIG_DIR = Path(__file__).parent.resolve() / "conf"
 
 
-def train(cfg: DictConfig) -> None:
-    """Compose data, net, module and trainer from the configuration, and fit."""
+def train(cfg: DictConfig) -> dict[str, Any]:
+    """Compose data, net, module and trainer from the configuration, and fit; return the lowest validation error."""
     options = command.plain(cfg)
     model = options["model"]
     data = ImageNetDataModule(
@@ -63,6 +64,7 @@ def train(cfg: DictConfig) -> None:
     trainer.fit(module, data, ckpt_path=last, weights_only=True)
     if trainer.is_global_zero:
         print(closing_lines(folder, cfg, module.validation_errors))
+    return result(folder, module.validation_errors)
 
 
 if __name__ == "__main__":

@@ -12,11 +12,14 @@ from typing import Any, cast
 
 import hydra
 from hydra import compose, initialize_config_dir
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from spp_cls.errors import UserError
+from spp_cls.sweep import check_sweep, own_folders
 
 # Failures of the machine, not of the program.
 _DISK_ERRORS = {
@@ -25,20 +28,29 @@ _DISK_ERRORS = {
 }  # fmt: skip
 
 
-def run(task: Callable[[DictConfig], None], config_dir: Path, config_name: str) -> None:
+def run(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) -> None:
     """Compose conf/ and the overrides on the command line, check them, and hand them to `task`.
+
+    With --multirun `task` is called for each of several settings, each with a run folder of its own, and what it
+    returns is collected.
 
     A UserError, a disk that is full or not writable, and every mistake in the configuration end in one line on
     stderr and exit status 1.
     """
 
-    def checked(cfg: DictConfig) -> None:
-        # Under --multirun each job comes here with its own overrides, already composed.
-        one_line(lambda: task(cfg))
+    def checked(cfg: DictConfig) -> Any:
+        returned: list[Any] = []
+        hydra_cfg = HydraConfig.get()
+        if hydra_cfg.mode == RunMode.MULTIRUN:
+            one_line(lambda: check_sweep(cfg, hydra_cfg.launcher._target_))
+        one_line(lambda: returned.append(task(cfg)))
+        return returned[0]
 
     _quiet()
     arguments = sys.argv[1:]
-    if not any(argument.startswith("-") for argument in arguments):
+    if "--multirun" in arguments or "-m" in arguments:
+        sys.argv[1:] = own_folders(config_dir, arguments)
+    elif not any(argument.startswith("-") for argument in arguments):
         # Hydra reports mistakes on several lines and lets an experiment file invent keys.
         one_line(lambda: check_configuration(config_dir, config_name, arguments))
     hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(checked)()

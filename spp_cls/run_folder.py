@@ -160,3 +160,10 @@ def closing_lines(folder: RunFolder, cfg: DictConfig, validation_errors: list[fl
             f"Test it:     python {shlex.join([*test, f'protocol=[{protocols}]'])}",
         )
     )
+
+
+def result(folder: RunFolder, validation_errors: list[float]) -> dict[str, Any]:
+    """Return the lowest validation top-1 error of a run and its epoch, for the table of several runs."""
+    lowest = min(validation_errors, default=None)
+    epoch = None if lowest is None else validation_errors.index(lowest)
+    return {"run_folder": str(folder.path), "top1_error": lowest, "epoch": epoch}

@@ -1,0 +1,70 @@
+"""docs/running.md: its commands, on small data and CPUs; and several runs by one command."""
+
+import csv
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import REPOSITORY, Command, error_of, run_process, write_image_folder
+
+TEXT = (REPOSITORY / "docs/running.md").read_text()
+BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
+
+# For a run of seconds on the test's own images; of several devices two.
+SMALL = (
+    "data=imagefolder", "data.root=images", "data.batch_size=8", "data.num_workers=0", "model=zf5_tiny",
+    "model.input_size=64", "trainer.max_epochs=1", "trainer.accelerator=cpu",
+)  # fmt: skip
+
+
+def on_two_cpus(line: str) -> list[str]:
+    return shlex.split(line.replace("devices=8", "devices=2").replace("per-node=8", "per-node=2"))
+
+
+def test_there_are_commands_of_each_kind() -> None:
+    assert len(COMMANDS) == 6
+    assert [word for word in ("torchrun", "--multirun", "devices=8") if any(word in line for line in COMMANDS)] == [
+        "torchrun", "--multirun", "devices=8",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", [line for line in COMMANDS if "devices" not in line])
+def test_commands_of_one_process(line: str, image_folder: Path, tmp_path: Path, command: Command) -> None:
+    python, script, *arguments = shlex.split(line)
+    assert (python, script) == ("python", "train.py")
+    result = command(script, *arguments, *SMALL)
+    assert result.returncode == 0, result.stderr
+    if "--multirun" in arguments:
+        assert [path.name for path in sorted((tmp_path / "runs/trial").iterdir())] == ["seed=0", "seed=1"]
+        (table,) = (tmp_path / "multirun").rglob("results.csv")
+        with table.open() as file:
+            rows = list(csv.DictReader(file))
+        assert [row["run_folder"] for row in rows] == ["runs/trial/seed=0", "runs/trial/seed=1"]
+        assert all(f"{float(row['top1_error']):.2f}" in result.stdout.split("lowest top-1")[1] for row in rows)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("line", [line for line in COMMANDS if "devices" in line])
+def test_commands_of_several_processes(line: str, tmp_path: Path) -> None:
+    write_image_folder(tmp_path / "images")
+    program, *arguments = on_two_cpus(line)
+    start = [sys.executable] if program == "python" else [sys.executable, "-m", "torch.distributed.run"]
+    arguments = [str(REPOSITORY / word) if word == "train.py" else word for word in arguments]
+    result = subprocess.run(
+        [*start, *arguments, *SMALL], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "runs/zf5_spp_multisize/last.ckpt").exists()
+
+
+def test_several_devices_and_several_runs_are_refused(image_folder: Path, tmp_path: Path) -> None:
+    # Hydra's log of a process that has run others would be in the way.
+    line = error_of(run_process(tmp_path, "train.py", "--multirun", *SMALL, "seed=0,1", "trainer.devices=2"))
+    assert "set trainer.devices=1" in line
+    assert "hydra/launcher=submitit_slurm" in line
+    assert not (tmp_path / "runs").exists()
