@@ -61,7 +61,7 @@ class ResultsTable(Callback):
         """Write and print the table."""
         folder = Path(config.hydra.sweep.dir)
         # Which itself is a command.
-        from spp_cls.tables import terminal_table
+        from spp_cls.text_tables import terminal_table
 
         files = sorted(folder.glob("*.json"), key=lambda path: int(path.stem))
         rows = [json.loads(path.read_text()) for path in files]
