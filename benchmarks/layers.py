@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timing import interleaved, machine, write_json
+from timing import STEP_OPTIONS, interleaved, machine, write_json
 from torch import Tensor, nn
 
 from spp_cls import LocalResponseNorm, SpatialPyramidPool, SPPNet, build_net
@@ -75,16 +75,7 @@ def shares_of(name: str, size: int, batch: int, repeats: int) -> dict[str, float
 
 def main(arguments: list[str]) -> None:
     """Measure all nets at all sizes, print a table and write it as JSON."""
-    given = options(
-        {
-            "out": None,
-            "nets": "zf5,convnet5,overfeat5,overfeat7",
-            "sizes": "224,180",
-            "batch": "32",
-            "repeats": "3",
-        },
-        arguments,
-    )
+    given = options({**STEP_OPTIONS, "repeats": "3"}, arguments)
     keep_freed_memory()
     kinds = [*KINDS.values(), "SGD"]
     results = machine("python benchmarks/layers.py", batch=int(given["batch"]), kinds=kinds, steps=[])

@@ -15,9 +15,7 @@ bytes, held in memory, by the fastest decoder.
 import io
 import json
 import os
-import platform
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -33,21 +31,21 @@ import simplejpeg
 import timm.data
 import torch
 from PIL import Image
+from timing import interleaved, machine, write_json
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as v2_functional
 
-from spp_cls.command import one_line, options
+from spp_cls.command import one_line, options, required, whole_number
 from spp_cls.data.crops import FIVE, corner_of
 from spp_cls.data.dataset import TrainingCrops
 from spp_cls.data.decode import decode
 from spp_cls.data.loader import BatchLoader
-from spp_cls.data.pack import Settings, pack, required, whole_number
+from spp_cls.data.pack import Settings, pack
 from spp_cls.data.sampler import TrainingSampler
 from spp_cls.data.sources import ImageSource, open_source
-from spp_cls.rows import hardware
 
 BATCH = 64
 MIN_SIDE, CROP = 256, 224
@@ -55,18 +53,6 @@ MIN_SIDE, CROP = 256, 224
 PASSES = 4
 
 Turn = Callable[[], Any]
-
-
-def interleaved(turns: dict[str, Turn], repeats: int) -> dict[str, float]:
-    """Return the median seconds of each turn; they alternate, after one round that is not timed."""
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
-    for number in range(repeats + 1):
-        for name, turn in turns.items():
-            start = time.perf_counter()
-            turn()
-            if number:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def decoders(images: list[bytes], repeats: int) -> dict[str, float]:
@@ -288,14 +274,12 @@ def main(arguments: list[str]) -> None:
         return
     repeats = whole_number(given, "repeats")
     files = open_source("imagefolder", required(given, "data.root"), "train")
-    results: dict[str, Any] = {
-        "command": "python benchmarks/loader.py data.root=FOLDER",
-        "images": len(files),
-        "mean_kilobytes": sum(len(files.read(i)) for i in range(len(files))) / len(files) / 1e3,
-        "python": platform.python_version(),
-        "hardware": hardware(),
-        **{name: version(name) for name in ("torch", "torchvision", "timm", "pillow", "simplejpeg", "pyarrow")},
-    }
+    results = machine(
+        "python benchmarks/loader.py data.root=FOLDER",
+        images=len(files),
+        mean_kilobytes=sum(len(files.read(i)) for i in range(len(files))) / len(files) / 1e3,
+        **{name: version(name) for name in ("torchvision", "timm", "pillow", "simplejpeg", "pyarrow")},
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         packed: dict[str, ImageSource] = {}
@@ -317,8 +301,7 @@ def main(arguments: list[str]) -> None:
         names = whole_number(given, "names", 10**9)
         results["listing_seconds"] = {"names": names, **listing(folder / "names", names)}
     print(json.dumps(results, indent=2))
-    if given["out"]:
-        Path(given["out"]).write_text(json.dumps(results, indent=2) + "\n")
+    write_json(results, given["out"])
 
 
 if __name__ == "__main__":

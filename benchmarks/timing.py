@@ -14,6 +14,9 @@ from torch.nn import functional as F
 
 from spp_cls.rows import hardware
 
+# Settings that the scripts of training steps share.
+STEP_OPTIONS = {"out": None, "nets": "zf5,convnet5,overfeat5,overfeat7", "sizes": "224,180", "batch": "32"}
+
 
 def machine(command: str, **settings: Any) -> dict[str, Any]:
     """Describe a run: the command, versions, hardware and settings."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import LevelByLevel, in_turns, machine, multiply_adds, seconds_of, write_json
+from timing import STEP_OPTIONS, LevelByLevel, in_turns, machine, multiply_adds, seconds_of, write_json
 from torch import nn
 from torch.nn import functional as F
 
@@ -111,16 +111,7 @@ class Version:
 def main(arguments: list[str]) -> None:
     """Compare all nets at all sizes, print a table and write it as JSON."""
     given = options(
-        {
-            "out": None,
-            "nets": "zf5,convnet5,overfeat5,overfeat7",
-            "sizes": "224,180",
-            "batch": "32",
-            "precisions": "32-true,bf16-mixed",
-            "repeats": "5",
-            "peak_tflops": None,
-        },
-        arguments,
+        {**STEP_OPTIONS, "precisions": "32-true,bf16-mixed", "repeats": "5", "peak_tflops": None}, arguments
     )
     batches = [int(batch) for batch in given["batch"].split(",")]
     results = machine("python benchmarks/train_step.py", steps=[])

@@ -167,6 +167,28 @@ def options(defaults: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, 
     return given
 
 
+def required(given: Mapping[str, Any], key: str) -> str:
+    """Return what a key was given.
+
+    Raises:
+        UserError: it was not.
+    """
+    if given[key] is None:
+        raise UserError(f"{key} is not set; give it as {key}=VALUE")
+    return str(given[key])
+
+
+def whole_number(given: Mapping[str, Any], key: str, most: int = 10_000) -> int:
+    """Return a key's value as a number from 1 to `most`.
+
+    Raises:
+        UserError: it is none.
+    """
+    if not str(given[key]).isdecimal() or not 1 <= int(given[key]) <= most:
+        raise UserError(f"{key} is a whole number from 1 to {most}, not {given[key]}")
+    return int(given[key])
+
+
 def one_line(action: Callable[[], None]) -> None:
     """Run a command; print a mistake of the caller or a failure of the disk on one line, and exit with 1."""
     try:

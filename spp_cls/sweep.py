@@ -11,6 +11,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 
 from spp_cls.errors import UserError
+from spp_cls.text_tables import terminal_table
 
 _BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
@@ -60,9 +61,6 @@ class ResultsTable(Callback):
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Write and print the table."""
         folder = Path(config.hydra.sweep.dir)
-        # Which itself is a command.
-        from spp_cls.text_tables import terminal_table
-
         files = sorted(folder.glob("*.json"), key=lambda path: int(path.stem))
         rows = [json.loads(path.read_text()) for path in files]
         if not rows:

@@ -26,7 +26,7 @@ import simplejpeg
 import torch
 from tqdm import tqdm
 
-from spp_cls.command import one_line, options
+from spp_cls.command import one_line, options, required, whole_number
 from spp_cls.data.crops import resize
 from spp_cls.data.decode import Data, UndecodableImageError, decode
 from spp_cls.data.packed import COLUMNS, MANIFEST, PackedImages, arrow, read_manifest
@@ -279,28 +279,6 @@ def _plain_keys(arguments: Sequence[str]) -> list[str]:
     """Let --on-bad skip be said for on_bad=skip, as the command lines of other tools have it."""
     text = "\n".join(arguments).replace("--on-bad\n", "on_bad=").replace("--on-bad=", "on_bad=")
     return text.split("\n") if text else []
-
-
-def required(given: Mapping[str, Any], key: str) -> str:
-    """Return what a key was given.
-
-    Raises:
-        UserError: it was not.
-    """
-    if given[key] is None:
-        raise UserError(f"{key} is not set; give it as {key}=VALUE")
-    return str(given[key])
-
-
-def whole_number(given: Mapping[str, Any], key: str, most: int = 10_000) -> int:
-    """Return a key's value as a number from 1 to `most`.
-
-    Raises:
-        UserError: it is none.
-    """
-    if not str(given[key]).isdecimal() or not 1 <= int(given[key]) <= most:
-        raise UserError(f"{key} is a whole number from 1 to {most}, not {given[key]}")
-    return int(given[key])
 
 
 if __name__ == "__main__":
