@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -19,7 +19,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from spp_cls.errors import UserError
-from spp_cls.sweep import check_sweep, own_folders
+from spp_cls.sweep import check_sweep, each_run, own_folders
+
+Returned = TypeVar("Returned")
 
 # Failures of the machine, not of the program.
 _DISK_ERRORS = {
@@ -32,23 +34,25 @@ def run(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) -
     """Compose conf/ and the overrides on the command line, check them, and hand them to `task`.
 
     With --multirun `task` is called for each of several settings, each with a run folder of its own, and what it
-    returns is collected.
+    returns is collected; a failure of one is told with the others.
 
     A UserError, a disk that is full or not writable, and every mistake in the configuration end in one line on
     stderr and exit status 1.
     """
 
     def checked(cfg: DictConfig) -> Any:
-        returned: list[Any] = []
+        # Here, as a launcher may call this in another process.
+        _quiet()
         hydra_cfg = HydraConfig.get()
         if hydra_cfg.mode == RunMode.MULTIRUN:
             one_line(lambda: check_sweep(cfg, hydra_cfg.launcher._target_))
-        one_line(lambda: returned.append(task(cfg)))
-        return returned[0]
+            if "results" in hydra_cfg.callbacks:
+                return row_of(lambda: task(cfg), cfg.run_folder)
+        return one_line(lambda: task(cfg))
 
-    _quiet()
     arguments = sys.argv[1:]
     if "--multirun" in arguments or "-m" in arguments:
+        one_line(lambda: _check_runs(config_dir, config_name, arguments))
         sys.argv[1:] = own_folders(config_dir, arguments)
     elif not any(argument.startswith("-") for argument in arguments):
         # Hydra reports mistakes on several lines and lets an experiment file invent keys.
@@ -88,6 +92,16 @@ def check_configuration(config_dir: Path, config_name: str, overrides: list[str]
         raise UserError(_hydra_message(error)) from error
     except OmegaConfBaseException as error:
         raise UserError(_joined(str(error).split("full_key")[0])) from error
+
+
+def _check_runs(config_dir: Path, config_name: str, arguments: list[str]) -> None:
+    """Check the configuration of each run of --multirun before the first starts."""
+    try:
+        runs = each_run(arguments)
+    except HydraException as error:
+        raise UserError(_hydra_message(error)) from error
+    for overrides in runs:
+        check_configuration(config_dir, config_name, overrides)
 
 
 def _check_value(key: str, value: Any, default: Any) -> None:
@@ -189,26 +203,49 @@ def whole_number(given: Mapping[str, Any], key: str, most: int = 10_000) -> int:
     return int(given[key])
 
 
-def one_line(action: Callable[[], None]) -> None:
+def one_line(action: Callable[[], Returned]) -> Returned:
     """Run a command; print a mistake of the caller or a failure of the disk on one line, and exit with 1."""
     try:
-        action()
+        return _tried(action)
+    except _FailedError as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        sys.exit(1)
+
+
+def row_of(action: Callable[[], dict[str, Any]], run_folder: str) -> dict[str, Any]:
+    """Run one of several runs; return its row of results, or print its failure and return a row that says so."""
+    try:
+        return _tried(action)
+    except _FailedError as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        return {"run_folder": run_folder, "error": str(failure)}
+    except SystemExit as left:
+        if left.code != 1:
+            raise
+        # The first process of the run says why, and returns the row.
+        return {}
+
+
+class _FailedError(Exception):
+    """What a user can do something about, in one line."""
+
+
+def _tried(action: Callable[[], Returned]) -> Returned:
+    try:
+        return action()
     except UserError as error:
-        _leave(error_line(error))
+        raise _FailedError(error_line(error)) from error
     except OSError as error:
         if error.errno not in _DISK_ERRORS:
             raise
         # Of a move the second name is where to.
         place = error.filename2 or error.filename or "a file"
-        _leave(f"cannot write {place}: {error.strerror}; free some space or choose another folder")
+        raise _FailedError(
+            f"cannot write {place}: {error.strerror}; free some space or choose another folder"
+        ) from error
 
 
 def error_line(error: UserError) -> str:
     """Return the message of an error; one from a worker process has a traceback around it, which is left out."""
     last = str(error).strip().splitlines()[-1]
     return re.sub(r"^([A-Za-z_]\w*\.)+[A-Za-z_]\w*: ", "", last)
-
-
-def _leave(line: str) -> None:
-    print(f"error: {line}", file=sys.stderr)
-    sys.exit(1)

@@ -149,6 +149,7 @@ class Saving(Checkpoint):
                 f"{self.folder.last} is saved, and the same command goes on from there",
                 flush=True,
             )
+        self._signals.pass_on(stop)
         sys.exit(128 + stop)
 
 

@@ -7,8 +7,9 @@ import threading
 from types import FrameType
 from typing import Any
 
-# A terminal's Ctrl-C; schedulers, containers and spot machines; SLURM before a time limit (sbatch --signal=USR1@120).
-_ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+# A terminal's Ctrl-C; schedulers, containers and spot machines; SLURM before a time limit (sbatch --signal=USR1@120);
+# submitit's jobs on SLURM, before a time limit or where others need the machine.
+_ASKING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 class StopSignals:
@@ -35,6 +36,12 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()
+
+    def pass_on(self, stop: signal.Signals) -> None:
+        """Call the handler that a launcher had for a signal: submitit's submits the job again and ends the process."""
+        before = self._before.get(stop)
+        if callable(before) and before is not signal.default_int_handler:
+            before(stop, None)
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:

@@ -1,24 +1,42 @@
 """Several runs by one command, --multirun: a folder for each, and a table of their results."""
 
 import csv
+import itertools
 import json
+import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.utils import JobReturn
+from hydra.core.override_parser.types import ValueType
+from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
+from pytorch_lightning.utilities import rank_zero_only
 
 from spp_cls.errors import UserError
 from spp_cls.text_tables import terminal_table
 
+# Values that are all on the command line: a,b,c and choice(a,b,c), range(1,4).
+_LISTED = (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.CHOICE_SWEEP, ValueType.RANGE_SWEEP)
 _BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+
+
+def each_run(arguments: list[str]) -> list[list[str]]:
+    """Return the overrides of each of the runs of --multirun, without keys whose values the sweeper finds."""
+    choices = [
+        [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()]
+        if each.value_type in _LISTED
+        else [cast(str, each.input_line)]
+        for each in OverridesParser.create().parse_overrides(_overrides(arguments))
+        if each.value_type in _LISTED or not each.is_sweep_override()
+    ]
+    return [list(run) for run in itertools.product(*choices)]
 
 
 def own_folders(config_dir: Path, arguments: list[str]) -> list[str]:
     """Return the arguments of --multirun with a run folder of its own for each of the runs."""
-    overrides = [argument for argument in arguments if not argument.startswith("-")]
+    overrides = _overrides(arguments)
     swept = [
         each.key_or_group for each in OverridesParser.create().parse_overrides(overrides) if each.is_sweep_override()
     ]
@@ -43,8 +61,12 @@ def check_sweep(cfg: DictConfig, launcher: str) -> None:
     if launcher == _BASIC_LAUNCHER and not (one and cfg.trainer.num_nodes == 1):
         raise UserError(
             "--multirun trains on one device here, one run after the other; set trainer.devices=1, start each run "
-            "by a command of its own, or give each a job of its own with hydra/launcher=submitit_slurm"
+            "by a command of its own, or give each a job of its own with hydra/launcher=slurm"
         )
+
+
+def _overrides(arguments: list[str]) -> list[str]:
+    return [argument for argument in arguments if not argument.startswith("-")]
 
 
 class ResultsTable(Callback):
@@ -52,23 +74,27 @@ class ResultsTable(Callback):
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Keep what a run returned, for the process that started it."""
-        if config.hydra.mode.name == "MULTIRUN" and isinstance(job_return.return_value, dict):
+        several = config.hydra.mode.name == "MULTIRUN" and cast(Any, rank_zero_only).rank == 0
+        if several and job_return.status == JobStatus.COMPLETED:
             folder = Path(config.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
             row = {"overrides": " ".join(config.hydra.overrides.task), **job_return.return_value}
             (folder / f"{config.hydra.job.num}.json").write_text(json.dumps(row))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
-        """Write and print the table."""
+        """Write and print the table; exit with 1 where a run failed."""
         folder = Path(config.hydra.sweep.dir)
         files = sorted(folder.glob("*.json"), key=lambda path: int(path.stem))
         rows = [json.loads(path.read_text()) for path in files]
         if not rows:
             return
         with (folder / "results.csv").open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(rows[0]))
+            writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
             writer.writeheader()
             writer.writerows(rows)
-        header = ("run", "lowest top-1 error %", "epoch")
-        print(terminal_table(header, [(row["run_folder"], row["top1_error"], row["epoch"]) for row in rows]))
+        columns = {"run_folder": "run", "top1_error": "lowest top-1 error %", "epoch": "epoch", "error": "error"}
+        shown = [key for key in columns if any(key in row for row in rows)]
+        print(terminal_table([columns[key] for key in shown], [[row.get(key, "") for key in shown] for row in rows]))
         print(f"The same as CSV: {folder / 'results.csv'}")
+        if "error" in shown:
+            sys.exit(1)

@@ -27,10 +27,9 @@ def on_two_cpus(line: str) -> list[str]:
 
 
 def test_there_are_commands_of_each_kind() -> None:
-    assert len(COMMANDS) == 6
-    assert [word for word in ("torchrun", "--multirun", "devices=8") if any(word in line for line in COMMANDS)] == [
-        "torchrun", "--multirun", "devices=8",
-    ]  # fmt: skip
+    assert len(COMMANDS) == 8
+    for word in ("torchrun", "--multirun", "devices=8", "--nnodes", "hydra/launcher=slurm"):
+        assert any(word in line for line in COMMANDS)
 
 
 @pytest.mark.parametrize("line", [line for line in COMMANDS if "devices" not in line])
@@ -49,7 +48,11 @@ def test_commands_of_one_process(line: str, image_folder: Path, tmp_path: Path, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("line", [line for line in COMMANDS if "devices" in line])
+@pytest.mark.parametrize(
+    # Of several nodes and of SLURM: test_slurm.py.
+    "line",
+    [line for line in COMMANDS if "devices" in line and "--nnodes" not in line and "launcher" not in line],
+)
 def test_commands_of_several_processes(line: str, tmp_path: Path) -> None:
     write_image_folder(tmp_path / "images")
     program, *arguments = on_two_cpus(line)
@@ -66,5 +69,34 @@ def test_several_devices_and_several_runs_are_refused(image_folder: Path, tmp_pa
     # Hydra's log of a process that has run others would be in the way.
     line = error_of(run_process(tmp_path, "train.py", "--multirun", *SMALL, "seed=0,1", "trainer.devices=2"))
     assert "set trainer.devices=1" in line
-    assert "hydra/launcher=submitit_slurm" in line
+    assert "hydra/launcher=slurm" in line
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["seed=0,1", "data.rooot=x"], "error: there is no key data.rooot in the configuration"),
+        (["optimizer.learning_rate=0.1,fast"], "error: optimizer.learning_rate is a number such as 0.01, not 'fast'"),
+        (["seed=range(2)", "model=zf5_tiny,zf6"], "error: In 'train': Could not find 'model/zf6'"),
+        (["seed=0,1", "name=["], "error: "),
+    ],
+)
+def test_a_mistake_in_any_of_several_runs_is_found_before_the_first(
+    overrides: list[str], message: str, image_folder: Path, tmp_path: Path, command: Command
+) -> None:
+    assert error_of(command("train.py", "--multirun", *SMALL, *overrides)).startswith(message)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_fails_does_not_end_the_others(image_folder: Path, tmp_path: Path, command: Command) -> None:
+    result = command("train.py", "--multirun", *SMALL, "data.root=images,nowhere", "name=trial")
+    assert result.returncode == 1
+    assert "error: there is no folder nowhere; set data.root to the data set's folder" in result.stderr.splitlines()
+    (table,) = (tmp_path / "multirun").rglob("results.csv")
+    with table.open() as file:
+        good, bad = csv.DictReader(file)
+    assert (good["run_folder"], good["error"], good["epoch"]) == ("runs/trial/data.root=images", "", "0")
+    assert (bad["run_folder"], bad["top1_error"]) == ("runs/trial/data.root=nowhere", "")
+    assert bad["error"].startswith("there is no folder nowhere")
+    assert "there is no folder nowhere" in result.stdout.split("lowest top-1")[1]

@@ -20,6 +20,9 @@ def worker_count(num_workers: int | Literal["auto"], processes: int = 1) -> int:
         UserError: neither auto nor a number.
     """
     if num_workers == "auto":
+        if int(os.environ.get("SLURM_NTASKS", "1")) > 1 and "SLURM_CPUS_PER_TASK" in os.environ:
+            # The tasks of a job have CPUs of their own, which are all that a process sees where SLURM binds them.
+            return min(available_cpus(), int(os.environ["SLURM_CPUS_PER_TASK"]))
         return max(1, available_cpus() // processes)
     if not isinstance(num_workers, int) or isinstance(num_workers, bool) or num_workers < 0:
         raise UserError(f"num_workers is auto or a whole number from 0, not {num_workers!r}")
