@@ -29,7 +29,8 @@ def test(cfg: DictConfig) -> None:
     done = {(row["checkpoint_sha256"], row["protocol"], row["data"]) for row in written if Path(cfg.ckpt).is_dir()}
     files = open_source(cfg.data.kind, cfg.data.root, "val")
     data = Path(cfg.data.root).absolute().name if cfg.data.kind == "imagefolder" else cfg.data.kind
-    fabric = Fabric(**options["trainer"])
+    with command.settings_of("trainer"):
+        fabric = Fabric(**options["trainer"])
     fabric.launch()
     if cfg.out and fabric.is_global_zero:
         # A file that cannot be written is better known before the work than after.

@@ -37,31 +37,38 @@ def train(cfg: DictConfig) -> dict[str, Any]:
     folder = RunFolder(Path(cfg.run_folder))
     last = folder.checkpoint_to_resume(net.recipe, cfg)
     started_from = init_from(net, cfg.init_from) if cfg.init_from and not last else None
-    folder.prepare(cfg)
-    trainer = pl.Trainer(
-        **options["trainer"],
-        logger=folder.logger(last),
-        plugins=[AtomicCheckpoints()],
-        callbacks=[
-            Progress(),
-            Acceleration(data.possible_sizes, options["compile"], options["tf32"]),
-            *([EMAWeightAveraging(decay=cfg.ema_decay)] if cfg.ema_decay else []),
-            Saving(folder, **options["checkpoint"]),
-        ],
-        # The samplers share the images out themselves, without padding.
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        enable_model_summary=False,
-    )
+    logger = folder.logger(last)
+    saving = Saving(folder, **options["checkpoint"])
+    callbacks = [
+        Progress(),
+        Acceleration(data.possible_sizes, options["compile"], options["tf32"]),
+        *([EMAWeightAveraging(decay=cfg.ema_decay)] if cfg.ema_decay else []),
+        saving,
+    ]
+    with command.settings_of("trainer"):
+        trainer = pl.Trainer(
+            **options["trainer"],
+            logger=logger,
+            plugins=[AtomicCheckpoints()],
+            callbacks=callbacks,
+            # The samplers share the images out themselves, without padding.
+            use_distributed_sampler=False,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+        )
     data.check_batch(trainer.world_size * trainer.accumulate_grad_batches)
     for size in data.possible_sizes:
         net.check_size(size, size)
+    folder.prepare(cfg)
     if trainer.is_global_zero:
         print(opening_lines(folder, net, data))
         if started_from:
             print(started_from)
     module = LitClassifier(net, **options["optimizer"], seed=cfg.seed)
-    trainer.fit(module, data, ckpt_path=last, weights_only=True)
+    try:
+        trainer.fit(module, data, ckpt_path=last, weights_only=True)
+    finally:
+        saving.leave()
     if trainer.is_global_zero:
         print(closing_lines(folder, cfg, module.validation_errors))
     return result(folder, module.validation_errors)

@@ -5,7 +5,8 @@ import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -15,6 +16,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
+from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -63,6 +65,19 @@ def run(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) -
 def plain(cfg: DictConfig) -> dict[str, Any]:
     """Turn a configuration into plain dicts, lists and values, interpolations resolved."""
     return cast(dict[str, Any], OmegaConf.to_container(cfg, resolve=True))
+
+
+@contextmanager
+def settings_of(group: str) -> Iterator[None]:
+    """Tell what Lightning finds wrong with a group of the configuration as a mistake of the user.
+
+    Raises:
+        UserError: the settings are not possible, here or at all.
+    """
+    try:
+        yield
+    except (MisconfigurationException, ModuleNotFoundError, TypeError, ValueError) as error:
+        raise UserError(f"{group}: {_joined(str(error))}") from error
 
 
 def check_configuration(config_dir: Path, config_name: str, overrides: list[str]) -> None:

@@ -54,7 +54,9 @@ class RunFolder:
         return self.path / "config.yaml"
 
     def prepare(self, cfg: DictConfig) -> None:
-        """Make the folder and write the run's configuration into it, once for all processes.
+        """Make the folder, without results that are to be overwritten, and write the run's configuration into it.
+
+        Once for all processes, and only when nothing speaks against the run any more.
 
         Raises:
             UserError: it cannot be made or written.
@@ -62,6 +64,8 @@ class RunFolder:
         if getattr(rank_zero_only, "rank", 0):
             return
         try:
+            if cfg.overwrite:
+                self._remove_results()
             self.path.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self.path, prefix=".config-", suffix=".yaml")
             with os.fdopen(handle, "w") as file:
@@ -85,7 +89,6 @@ class RunFolder:
                 there are results, and resume=false.
         """
         if cfg.overwrite:
-            self._remove_results()
             return None
         if not cfg.resume and (found := [path.name for path in self._results if path.exists()]):
             raise UserError(
@@ -109,7 +112,6 @@ class RunFolder:
     def _results(self) -> tuple[Path, ...]:
         return self.last, self.best, self.logs
 
-    @rank_zero_only
     def _remove_results(self) -> None:
         for path in (*self._results, self.configuration):
             if path.is_dir():

@@ -3,6 +3,8 @@
 import signal
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NoReturn, cast
 
 import pytorch_lightning as pl
@@ -34,6 +36,7 @@ class Saving(Checkpoint):
         self._step = 0
         self._saved_step: int | None = None
         self._saved_at = 0.0
+        self._hand_over: Callable[[], Any] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Take the signals over before processes that read images are started."""
@@ -104,9 +107,17 @@ class Saving(Checkpoint):
             self._save(trainer, pl_module)
             self._leave(trainer, stop)
 
-    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Give the signals back."""
+    def leave(self) -> None:
+        """Give the signals back after the run, and let a launcher whose signal stopped it act.
+
+        submitit submits the job again, from its first process, which ends all of them.
+        """
+        # Lightning puts back what it found, which was installed already.
         self._signals.restore()
+        if self._hand_over:
+            self._hand_over()
+            # SLURM may end the first process where another one fails.
+            sys.exit(0)
 
     def _agreed(self, trainer: pl.Trainer) -> tuple[signal.Signals | None, bool]:
         """Return the signal that any process received, and whether the last checkpoint is too old for any."""
@@ -149,7 +160,8 @@ class Saving(Checkpoint):
                 f"{self.folder.last} is saved, and the same command goes on from there",
                 flush=True,
             )
-        self._signals.pass_on(stop)
+        if handler := self._signals.handler_before(stop):
+            self._hand_over = partial(handler, stop, None)
         sys.exit(128 + stop)
 
 

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -35,13 +36,11 @@ class StopSignals:
         """Give the signals back."""
         for number, handler in self._before.items():
             signal.signal(number, handler)
-        self._before.clear()
 
-    def pass_on(self, stop: signal.Signals) -> None:
-        """Call the handler that a launcher had for a signal: submitit's submits the job again and ends the process."""
+    def handler_before(self, stop: signal.Signals) -> Callable[[int, FrameType | None], Any] | None:
+        """Return what handles a signal where this is not installed, such as submitit's handler; None for Python's."""
         before = self._before.get(stop)
-        if callable(before) and before is not signal.default_int_handler:
-            before(stop, None)
+        return before if callable(before) and before is not signal.default_int_handler else None
 
     def _note(self, number: int, frame: FrameType | None) -> None:
         if os.getpid() != self._process:

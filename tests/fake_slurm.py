@@ -89,17 +89,22 @@ def srun(folder: Path, *arguments: str) -> int:
         files = [open(in_pattern(path, *array, str(task)), "ab") for path in outputs.values()]  # noqa: SIM115
         stdout, stderr = files if files else (None, None)
         environment = os.environ | {key: str(value) for key, value in numbers.items()}
-        started.append(subprocess.Popen(words, env=environment, stdout=stdout, stderr=stderr))
+        started.append(subprocess.Popen(words, env=environment, stdout=stdout, stderr=stderr, start_new_session=True))
     (folder / f"{os.environ['FAKE_SLURM_JOB']}.tasks").write_text(" ".join(str(process.pid) for process in started))
     return max(abs(process.wait()) for process in started)
 
 
 def scontrol(folder: Path, _: str, name: str) -> None:
-    """Submit a job again: its tasks are ended."""
+    """Submit a job again; all processes of its tasks are ended, of which this is one."""
     (folder / f"{name}.requeue").touch()
+    subprocess.Popen([sys.executable, __file__, "end", name], start_new_session=True)
+
+
+def end(folder: Path, name: str) -> None:
+    """End the tasks of a job."""
     for task in (folder / f"{name}.tasks").read_text().split():
         with suppress(ProcessLookupError):
-            os.kill(int(task), signal.SIGTERM)
+            os.killpg(int(task), signal.SIGTERM)
 
 
 def sacct(folder: Path, *_: str) -> None:

@@ -385,7 +385,7 @@ def test_other_folders(change: Any, message: str, exported: Path, tmp_path: Path
 @pytest.mark.parametrize("name", ["zf5", "convnet5", "overfeat5", "overfeat7"])
 def test_the_four_networks_at_the_papers_sizes(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # All of each but the width of the hidden fc layers, of which exporting and loading 550 MB would take minutes.
-    monkeypatch.setitem(SPECS, name, replace(SPECS[name], hidden=1024))
+    monkeypatch.setitem(SPECS, name, replace(SPECS[name], hidden=256))
     net = write_checkpoint(tmp_path / "best.ckpt", name=name, num_classes=10, input_size=224)
     export.export(tmp_path / "best.ckpt", ["onnx", "torch"], tmp_path)
     run_without_this_package(tmp_path, net, tuple((1, height, width) for _, height, width in SHAPES[:6]))

@@ -184,7 +184,8 @@ class Trouble(Dataset[Any]):
 def test_failures_of_workers_are_told_in_one_line(kind: str, message: str) -> None:
     loader = BatchLoader(Trouble(kind), 2, ShardSampler(4), False, num_workers=1, timeout=1, place="/far/away")
     if kind == "dies":
-        loader.timeout = 20
+        # Long enough for it to have died; where the signal of its end was taken by others, so long is waited.
+        loader.timeout = 5
     with pytest.raises(spp_cls.UserError, match=message) as error:
         list(loader)
     assert "\n" not in str(error.value)

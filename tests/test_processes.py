@@ -66,7 +66,8 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize(("processes", "torchrun"), [(2, False), (3, False), (2, True)])
+# Two without torchrun: the run below that is stopped in between.
+@pytest.mark.parametrize(("processes", "torchrun"), [(2, True), (3, False)])
 def test_several_processes_train_as_one(processes: int, torchrun: bool, one: Path) -> None:
     name = f"{processes}{torchrun}"
     before = set((one / "runs").iterdir())

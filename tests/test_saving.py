@@ -2,6 +2,7 @@
 
 import errno
 import os
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -148,8 +149,25 @@ def test_results_are_not_overwritten_unless_told(image_folder: Path, tmp_path: P
         "go on from them or overwrite=true to remove them"
     )
     assert last.read_bytes() == before
+    # A mistake costs no results.
+    assert "Precision 'half' is invalid" in error_of(
+        command("train.py", *RUN, "overwrite=true", "trainer.precision=half")
+    )
+    assert last.read_bytes() == before
     # Another recipe, which would not be gone on with.
     result = command("train.py", *RUN, "overwrite=true", "seed=5", "data.batch_size=4")
     assert result.returncode == 0, result.stderr
     assert load_checkpoint(last)["global_step"] == 6
     assert len(list((tmp_path / "runs/small/tensorboard").iterdir())) <= 2
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_signals_are_given_back(
+    fails: bool, image_folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if fails:
+        monkeypatch.setattr(os, "fsync", full_disk)
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+    before = [signal.getsignal(number) for number in numbers]
+    assert command("train.py", *RUN).returncode == int(fails)
+    assert [signal.getsignal(number) for number in numbers] == before

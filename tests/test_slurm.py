@@ -76,7 +76,8 @@ def test_a_job_of_submitit_goes_on_after_its_time_limit(tmp_path: Path) -> None:
     (line,) = [line for line in COMMANDS if "hydra/launcher=slurm" in line]
     program, *arguments = shlex.split(small(line, tasks=2))
     assert program == "python"
-    cpus = ("hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1")
+    # With workers, which SLURM ends with their task.
+    cpus = ("data.num_workers=1", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1")
     waiting = subprocess.Popen(
         [sys.executable, *arguments, *RUN, *cpus],
         cwd=tmp_path, env=fake_slurm.install(tmp_path / "slurm"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -94,6 +95,9 @@ def test_a_job_of_submitit_goes_on_after_its_time_limit(tmp_path: Path) -> None:
     (log,) = (tmp_path / "multirun").rglob("*_0_log.out")
     before, after = log.read_text().split("Stopped by SIGUSR2 after step ")
     assert int(after.split()[0]) < 24
+    # Submitted again by a process that left all of the run before.
+    assert "Requeued job" in after.split("Starting with")[0]
+    assert "Job completed" not in after.split("Starting with")[0]
     assert "Lowest validation top-1 error" in after
     assert "Lowest validation top-1 error" not in before
     assert files_of_run(tmp_path, "zf5_spp_multisize")[0] == 24
