@@ -24,16 +24,9 @@ from spp_cls.export import export
 REPOSITORY = Path(__file__).parent.parent
 
 if "PYTEST_XDIST_WORKER" in os.environ:
-    # A process for each core already; threads of two of them would wait for each other.
+    # A process for each core already; threads of two of them, and of what they start, would wait for each other.
     torch.set_num_threads(1)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Have what takes seconds to make be made in one of the processes, which gets all tests that need it."""
-    for item in items:
-        for name in ("exported", "trained", "runs", "one"):
-            if isinstance(item, pytest.Function) and name in item.fixturenames:
-                item.add_marker(pytest.mark.xdist_group(name))
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(autouse=True)

@@ -120,7 +120,7 @@ def test_two_nodes_of_torchrun(tmp_path: Path) -> None:
     nodes = [
         subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", *arguments, *RUN],
-            cwd=tmp_path, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             text=True,
         )
         for _ in range(2)
