@@ -46,10 +46,8 @@ def run(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) -
         # Here, as a launcher may call this in another process.
         _quiet()
         hydra_cfg = HydraConfig.get()
-        if hydra_cfg.mode == RunMode.MULTIRUN:
-            one_line(lambda: check_sweep(cfg, hydra_cfg.launcher._target_))
-            if "results" in hydra_cfg.callbacks:
-                return row_of(lambda: task(cfg), cfg.run_folder)
+        if hydra_cfg.mode == RunMode.MULTIRUN and "results" in hydra_cfg.callbacks:
+            return row_of(lambda: task(cfg), cfg.run_folder)
         return one_line(lambda: task(cfg))
 
     arguments = sys.argv[1:]
@@ -117,6 +115,9 @@ def _check_runs(config_dir: Path, config_name: str, arguments: list[str]) -> Non
         raise UserError(_hydra_message(error)) from error
     for overrides in runs:
         check_configuration(config_dir, config_name, overrides)
+        with initialize_config_dir(str(config_dir), version_base="1.3"):
+            cfg = compose(config_name, overrides, return_hydra_config=True)
+        check_sweep(cfg, cfg.hydra.launcher._target_)
 
 
 def _check_value(key: str, value: Any, default: Any) -> None:

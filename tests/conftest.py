@@ -66,25 +66,30 @@ Result = subprocess.CompletedProcess[str]
 Command = Callable[..., Result]
 
 
+def run_here(patch: pytest.MonkeyPatch, folder: Path, script: str, *overrides: str) -> int:
+    """Run train.py or eval.py in a folder, but in this process; return the status."""
+    module = runpy.run_path(str(REPOSITORY / script))
+    task = module["train" if script == "train.py" else "test"]
+    patch.chdir(folder)
+    patch.setattr(sys, "argv", [str(REPOSITORY / script), *overrides])
+    with warnings.catch_warnings():
+        # As in a process of its own: filters of the tests before are not in the way.
+        warnings.resetwarnings()
+        warnings.simplefilter("default")
+        try:
+            run_command(task, REPOSITORY / "conf", script.removesuffix(".py"))
+        except SystemExit as leave:
+            return int(leave.code or 0)
+    return 0
+
+
 @pytest.fixture
 def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
     """Run train.py or eval.py in an empty folder and in this process, as importing its libraries takes seconds."""
 
     def run(script: str, *overrides: str) -> Result:
-        module = runpy.run_path(str(REPOSITORY / script))
-        task = module["train" if script == "train.py" else "test"]
-        monkeypatch.chdir(tmp_path)
-        monkeypatch.setattr(sys, "argv", [str(REPOSITORY / script), *overrides])
         capfd.readouterr()
-        status = 0
-        with warnings.catch_warnings():
-            # As in a process of its own: filters of the tests before are not in the way.
-            warnings.resetwarnings()
-            warnings.simplefilter("default")
-            try:
-                run_command(task, REPOSITORY / "conf", script.removesuffix(".py"))
-            except SystemExit as leave:
-                status = int(leave.code or 0)
+        status = run_here(monkeypatch, tmp_path, script, *overrides)
         printed = capfd.readouterr()
         return Result([script, *overrides], status, printed.out, printed.err)
 

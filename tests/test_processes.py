@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,24 +15,30 @@ import torch
 
 from spp_cls.checkpoint import load_checkpoint
 from tests.conftest import REPOSITORY, Result, run_process, write_image_folder
+from tests.test_running_docs import COMMANDS
 
 pytestmark = pytest.mark.slow
 
+# Of the guide to running: started by Lightning, and by torchrun.
+PYTHON, TORCHRUN = (
+    line for line in COMMANDS if "devices" in line and "--nnodes" not in line and "hydra/launcher" not in line
+)
 # Five steps an epoch, twenty in all.
 RUN = (
-    "data=imagefolder", "data.root=images", "data.batch_size=12", "data.num_workers=0", "model.input_size=64",
-    "model.drop_rate=0", "trainer.max_epochs=4", "trainer.accelerator=cpu", "optimizer.learning_rate=1e-3",
-    "optimizer.patience=0", "trainer.log_every_n_steps=1",
+    "data=imagefolder", "data.root=images", "data.batch_size=12", "data.num_workers=0", "model=zf5_tiny",
+    "model.input_size=64", "model.drop_rate=0", "trainer.max_epochs=4", "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1", "optimizer.learning_rate=1e-3", "optimizer.patience=0",
 )  # fmt: skip
 
 
-def train(folder: Path, name: str, processes: int, strike: str = "0:0", torchrun: bool = False) -> Result:
+def train(folder: Path, name: str, processes: int, strike: str = "0:0", line: str = PYTHON) -> Result:
     record = folder / f"record-{name}"
     record.mkdir(exist_ok=True)
-    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if torchrun else []
+    program, *words = shlex.split(re.sub(r"(devices|per-node)=8", rf"\1={processes}", line))
+    module = {"python": [], "torchrun": ["-m", "torch.distributed.run"]}[program]
+    words = [str(REPOSITORY / "tests/recorded_train.py") if word == "train.py" else word for word in words]
     return subprocess.run(
-        [sys.executable, *launcher, str(REPOSITORY / "tests/recorded_train.py"), *RUN, f"name={name}",
-         f"trainer.devices={processes}"],
+        [sys.executable, *module, *words, *RUN, f"name={name}"],
         cwd=folder, capture_output=True, text=True, timeout=300, check=False,
         env=os.environ | {"RECORD": str(record), "STRIKE": strike, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
@@ -66,12 +73,12 @@ def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-# Two without torchrun: the run below that is stopped in between.
-@pytest.mark.parametrize(("processes", "torchrun"), [(2, True), (3, False)])
-def test_several_processes_train_as_one(processes: int, torchrun: bool, one: Path) -> None:
-    name = f"{processes}{torchrun}"
+# Two that Lightning starts: the run below that is stopped in between.
+@pytest.mark.parametrize(("line", "processes"), [(PYTHON, 3), (TORCHRUN, 2)])
+def test_several_processes_train_as_one(line: str, processes: int, one: Path) -> None:
+    name = str(processes)
     before = set((one / "runs").iterdir())
-    result = train(one, name, processes, torchrun=torchrun)
+    result = train(one, name, processes, line=line)
     assert result.returncode == 0, result.stderr
     assert images_of_steps(one, name) == images_of_steps(one, "one")
     assert_as_one(one, name)

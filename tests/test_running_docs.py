@@ -3,27 +3,21 @@
 import csv
 import re
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import REPOSITORY, Command, error_of, run_process, write_image_folder
+from tests.conftest import REPOSITORY, Command, error_of
 
 TEXT = (REPOSITORY / "docs/running.md").read_text()
 BLOCKS = re.findall(r"```sh\n(.*?)```", TEXT, re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
 
-# For a run of seconds on the test's own images; of several devices two.
+# For a run of seconds on the test's own images. Of several devices: test_processes.py; of SLURM: test_slurm.py.
 SMALL = (
     "data=imagefolder", "data.root=images", "data.batch_size=8", "data.num_workers=0", "model=zf5_tiny",
     "model.input_size=64", "trainer.max_epochs=1", "trainer.accelerator=cpu",
 )  # fmt: skip
-
-
-def on_two_cpus(line: str) -> list[str]:
-    return shlex.split(line.replace("devices=8", "devices=2").replace("per-node=8", "per-node=2"))
 
 
 def test_there_are_commands_of_each_kind() -> None:
@@ -47,27 +41,8 @@ def test_commands_of_one_process(line: str, image_folder: Path, tmp_path: Path, 
         assert all(f"{float(row['top1_error']):.2f}" in result.stdout.split("lowest top-1")[1] for row in rows)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    # Of several nodes and of SLURM: test_slurm.py.
-    "line",
-    [line for line in COMMANDS if "devices" in line and "--nnodes" not in line and "launcher" not in line],
-)
-def test_commands_of_several_processes(line: str, tmp_path: Path) -> None:
-    write_image_folder(tmp_path / "images")
-    program, *arguments = on_two_cpus(line)
-    start = [sys.executable] if program == "python" else [sys.executable, "-m", "torch.distributed.run"]
-    arguments = [str(REPOSITORY / word) if word == "train.py" else word for word in arguments]
-    result = subprocess.run(
-        [*start, *arguments, *SMALL], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
-    )
-    assert result.returncode == 0, result.stderr
-    assert (tmp_path / "runs/zf5_spp_multisize/last.ckpt").exists()
-
-
-def test_several_devices_and_several_runs_are_refused(image_folder: Path, tmp_path: Path) -> None:
-    # Hydra's log of a process that has run others would be in the way.
-    line = error_of(run_process(tmp_path, "train.py", "--multirun", *SMALL, "seed=0,1", "trainer.devices=2"))
+def test_several_devices_and_several_runs_are_refused(image_folder: Path, tmp_path: Path, command: Command) -> None:
+    line = error_of(command("train.py", "--multirun", *SMALL, "seed=0,1", "trainer.devices=2"))
     assert "set trainer.devices=1" in line
     assert "hydra/launcher=slurm" in line
     assert not (tmp_path / "runs").exists()

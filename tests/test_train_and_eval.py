@@ -9,12 +9,13 @@ import resource
 import shlex
 import shutil
 import sys
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.conftest import CLASSES, Command, Result, error_of, run_process, write_checkpoint, write_image
+from tests.conftest import CLASSES, Command, Result, error_of, run_here, run_process, write_checkpoint, write_image
 
 TINY = ("data=imagefolder", "data.batch_size=8", "data.num_workers=2", "model.input_size=64", "name=small")
 
@@ -28,9 +29,9 @@ def rows_of(result: Result) -> list[dict]:
 def trained(shared_image_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two epochs, and the folder it was started in."""
     folder = tmp_path_factory.mktemp("trained")
-    result = run_process(folder, "train.py", *TINY, f"data.root={shared_image_folder}", "trainer.max_epochs=2")
-    assert result.returncode == 0, result.stderr
-    (folder / "stdout").write_text(result.stdout)
+    arguments = (*TINY, f"data.root={shared_image_folder}", "trainer.max_epochs=2")
+    with pytest.MonkeyPatch.context() as patch, (folder / "stdout").open("w") as file, redirect_stdout(file):
+        assert run_here(patch, folder, "train.py", *arguments) == 0
     return folder
 
 
@@ -235,9 +236,9 @@ def test_mistakes_in_testing(
     assert message in error_of(command("eval.py", *arguments, *overrides))
 
 
-def test_a_mistake_is_one_line_of_a_process_too(image_folder: Path, tmp_path: Path) -> None:
+def test_a_global_batch_that_does_not_divide(image_folder: Path, command: Command) -> None:
     arguments = (*TINY, f"data.root={image_folder}", "trainer.accelerator=cpu", "trainer.devices=3")
-    assert "does not divide by 3 (processes" in error_of(run_process(tmp_path, "train.py", *arguments))
+    assert "does not divide by 3 (processes" in error_of(command("train.py", *arguments))
 
 
 @pytest.mark.parametrize(
