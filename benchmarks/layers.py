@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from spp_cls import LocalResponseNorm, SpatialPyramidPool, SPPNet, build_net
 from spp_cls.acceleration import keep_freed_memory
-from spp_cls.command import one_line, options
+from spp_cls.errors import one_line
+from spp_cls.options import options
 from spp_cls.text_tables import terminal_table
 
 KINDS = {

@@ -38,7 +38,6 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as v2_functional
 
-from spp_cls.command import one_line, options, required, whole_number
 from spp_cls.data.crops import FIVE, corner_of
 from spp_cls.data.dataset import TrainingCrops
 from spp_cls.data.decode import decode
@@ -46,6 +45,8 @@ from spp_cls.data.loader import BatchLoader
 from spp_cls.data.pack import Settings, pack
 from spp_cls.data.sampler import TrainingSampler
 from spp_cls.data.sources import ImageSource, open_source
+from spp_cls.errors import one_line
+from spp_cls.options import options, required, whole_number
 
 BATCH = 64
 MIN_SIDE, CROP = 256, 224

@@ -15,7 +15,8 @@ from timing import interleaved, machine, write_json
 from torch import Tensor, nn
 
 from spp_cls import LocalResponseNorm
-from spp_cls.command import one_line, options
+from spp_cls.errors import one_line
+from spp_cls.options import options
 from spp_cls.text_tables import terminal_table
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}

@@ -16,13 +16,14 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from spp_cls import SPPNet, build_net, pool_windows
-from spp_cls.command import one_line, options
 from spp_cls.data.batch import minus_mean
 from spp_cls.data.crops import corner_of
+from spp_cls.errors import one_line
 from spp_cls.evaluation.evaluate import view_logits
 from spp_cls.evaluation.images import Cut, cut_of
 from spp_cls.evaluation.views import PROTOCOLS, View
 from spp_cls.evaluation.windows import window_cells
+from spp_cls.options import options
 
 MAX_PIXELS = 8_000_000
 WINDOW = 224

@@ -17,10 +17,11 @@ from PIL import Image
 from timing import machine, write_json
 
 from spp_cls import build_net
-from spp_cls.command import one_line, options
 from spp_cls.data.sources import open_source
+from spp_cls.errors import one_line
 from spp_cls.evaluation.evaluate import evaluate
 from spp_cls.evaluation.views import get_protocol
+from spp_cls.options import options
 
 BOUNDS = (500_000, 2_000_000, 8_000_000)
 

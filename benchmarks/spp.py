@@ -12,7 +12,8 @@ from timing import LevelByLevel, interleaved, machine, write_json
 from torch import Tensor
 
 from spp_cls import SpatialPyramidPool
-from spp_cls.command import one_line, options
+from spp_cls.errors import one_line
+from spp_cls.options import options
 from spp_cls.text_tables import terminal_table
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}

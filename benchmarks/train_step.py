@@ -23,8 +23,9 @@ from torch.nn import functional as F
 
 from spp_cls import SPPNet, build_net
 from spp_cls.acceleration import keep_freed_memory, warm_up
-from spp_cls.command import one_line, options
+from spp_cls.errors import one_line
 from spp_cls.models.specs import SPECS
+from spp_cls.options import options
 from spp_cls.text_tables import terminal_table
 
 VERSIONS = ("plain", "ours", "ours compiled", "ceiling", "ceiling compiled")

@@ -1,15 +1,14 @@
 """The way into every Hydra command: strict configuration, and errors on one line."""
 
-import errno
 import logging
 import re
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -20,16 +19,8 @@ from lightning_fabric.utilities.exceptions import MisconfigurationException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from spp_cls.errors import UserError
-from spp_cls.sweep import check_sweep, each_run, own_folders
-
-Returned = TypeVar("Returned")
-
-# Failures of the machine, not of the program.
-_DISK_ERRORS = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
-    errno.EEXIST, errno.EIO,
-}  # fmt: skip
+from spp_cls.errors import UserError, one_line
+from spp_cls.sweep import check_sweep, each_run, own_folders, row_of
 
 
 def run(task: Callable[[DictConfig], Any], config_dir: Path, config_name: str) -> None:
@@ -165,103 +156,3 @@ def _quiet() -> None:
         r"The number of training batches \(\d+\) is smaller than the logging interval",
     ):
         warnings.filterwarnings("ignore", message)
-
-
-def names_and_options(defaults: Mapping[str, Any], arguments: Sequence[str]) -> tuple[list[str], dict[str, Any]]:
-    """Split the arguments of a command into plain ones, such as names of files, and key=value ones.
-
-    Raises:
-        UserError: as options does; the name of a file that exists is no mistaken key.
-    """
-    names = [argument for argument in arguments if "=" not in argument or Path(argument).exists()]
-    return names, options(defaults, [argument for argument in arguments if argument not in names])
-
-
-def words(value: str) -> list[str]:
-    """Read a list as Hydra writes it, [a,b], or one word of it."""
-    return [word.strip() for word in value.removeprefix("[").removesuffix("]").split(",") if word.strip()]
-
-
-def options(defaults: Mapping[str, Any], arguments: Sequence[str]) -> dict[str, Any]:
-    """Read key=value arguments of a command that needs no more than a few keys.
-
-    Raises:
-        UserError: an argument that is no key=value, or a key that `defaults` lacks.
-    """
-    given = dict(defaults)
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if not equals or key not in defaults:
-            raise UserError(f"{argument} is none of the keys here; they are {', '.join(f'{k}=' for k in defaults)}")
-        given[key] = value
-    return given
-
-
-def required(given: Mapping[str, Any], key: str) -> str:
-    """Return what a key was given.
-
-    Raises:
-        UserError: it was not.
-    """
-    if given[key] is None:
-        raise UserError(f"{key} is not set; give it as {key}=VALUE")
-    return str(given[key])
-
-
-def whole_number(given: Mapping[str, Any], key: str, most: int = 10_000) -> int:
-    """Return a key's value as a number from 1 to `most`.
-
-    Raises:
-        UserError: it is none.
-    """
-    if not str(given[key]).isdecimal() or not 1 <= int(given[key]) <= most:
-        raise UserError(f"{key} is a whole number from 1 to {most}, not {given[key]}")
-    return int(given[key])
-
-
-def one_line(action: Callable[[], Returned]) -> Returned:
-    """Run a command; print a mistake of the caller or a failure of the disk on one line, and exit with 1."""
-    try:
-        return _tried(action)
-    except _FailedError as failure:
-        print(f"error: {failure}", file=sys.stderr)
-        sys.exit(1)
-
-
-def row_of(action: Callable[[], dict[str, Any]], run_folder: str) -> dict[str, Any]:
-    """Run one of several runs; return its row of results, or print its failure and return a row that says so."""
-    try:
-        return _tried(action)
-    except _FailedError as failure:
-        print(f"error: {failure}", file=sys.stderr)
-        return {"run_folder": run_folder, "error": str(failure)}
-    except SystemExit as left:
-        if left.code != 1:
-            raise
-        # The first process of the run says why, and returns the row.
-        return {}
-
-
-class _FailedError(Exception):
-    """What a user can do something about, in one line."""
-
-
-def _tried(action: Callable[[], Returned]) -> Returned:
-    try:
-        return action()
-    except UserError as error:
-        raise _FailedError(error_line(error)) from error
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
-            raise
-        # Of a move the second name is where to.
-        place = error.filename2 or error.filename or "a file"
-        raise _FailedError(
-            f"cannot write {place}: {error.strerror}; free some space or choose another folder"
-        ) from error
-
-
-def error_line(error: UserError) -> str:
-    """Return the message of an error; one from a worker process has a traceback around it, which is left out."""
-    last = str(error).strip().splitlines()[-1]
-    return re.sub(r"^([A-Za-z_]\w*\.)+[A-Za-z_]\w*: ", "", last)

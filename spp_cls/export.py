@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.fx.experimental import _config as symbolic_shapes
 
 from spp_cls.checkpoint import CONFIG_FILE, WEIGHTS_FILE, load_net, recipe_to_plain
-from spp_cls.command import names_and_options, one_line, words
-from spp_cls.errors import UserError
+from spp_cls.errors import UserError, one_line
 from spp_cls.exported import INPUT, OUTPUT, metadata, onnx_module, open_exported, preprocessing
 from spp_cls.models.net import SPPNet
 from spp_cls.models.portable import portable
+from spp_cls.options import names_and_options, words
 
 DEFAULTS: dict[str, Any] = {"format": "[safetensors,onnx,torch]", "out": None}
 

@@ -13,15 +13,15 @@ from PIL import Image
 from torch import Tensor
 
 from spp_cls.checkpoint import load_net
-from spp_cls.command import error_line, names_and_options, one_line
 from spp_cls.data.batch import minus_mean
 from spp_cls.data.sources import ImageFiles
-from spp_cls.errors import UserError
+from spp_cls.errors import UserError, error_line, one_line
 from spp_cls.evaluation.evaluate import check_protocols, view_logits
 from spp_cls.evaluation.images import Cut, ViewedImages, cut_of
 from spp_cls.evaluation.views import PROTOCOLS, Protocol, View, get_protocol
 from spp_cls.exported import ExportedNet, open_exported
 from spp_cls.models.net import SPPNet
+from spp_cls.options import names_and_options
 from spp_cls.text_tables import terminal_table
 
 DEFAULTS: dict[str, Any] = {"protocol": None, "format": "table", "top": "5"}

@@ -4,6 +4,7 @@ import csv
 import itertools
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
-from spp_cls.errors import UserError
+from spp_cls.errors import FailedError, UserError, tried
 from spp_cls.text_tables import terminal_table
 
 # Values that are all on the command line: a,b,c and choice(a,b,c), range(1,4).
@@ -67,6 +68,20 @@ def check_sweep(cfg: DictConfig, launcher: str) -> None:
 
 def _overrides(arguments: list[str]) -> list[str]:
     return [argument for argument in arguments if not argument.startswith("-")]
+
+
+def row_of(action: Callable[[], dict[str, Any]], run_folder: str) -> dict[str, Any]:
+    """Run one of several runs; return its row of results, or print its failure and return a row that says so."""
+    try:
+        return tried(action)
+    except FailedError as failure:
+        print(f"error: {failure}", file=sys.stderr)
+        return {"run_folder": run_folder, "error": str(failure)}
+    except SystemExit as left:
+        if left.code != 1:
+            raise
+        # The first process of the run says why, and returns the row.
+        return {}
 
 
 class ResultsTable(Callback):

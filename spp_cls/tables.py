@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from spp_cls.command import one_line, options
-from spp_cls.errors import UserError
+from spp_cls.errors import UserError, one_line
 from spp_cls.models.net import build_net
 from spp_cls.models.specs import SPECS
+from spp_cls.options import options
 from spp_cls.rows import read_csv
 from spp_cls.speed_tables import data_tables, layer_tables, testing_tables, training_tables
 from spp_cls.text_tables import Table, as_text

@@ -17,8 +17,8 @@ import torch
 from PIL import Image
 
 from spp_cls import SPPNet, build_net
-from spp_cls.command import one_line
 from spp_cls.command import run as run_command
+from spp_cls.errors import one_line
 from spp_cls.export import export
 
 REPOSITORY = Path(__file__).parent.parent

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from hydra import compose, initialize_config_dir
 
-from spp_cls.command import check_configuration, error_line, plain
+from spp_cls.command import check_configuration, plain
 from spp_cls.data.sizes import possible_sizes
-from spp_cls.errors import UserError
+from spp_cls.errors import UserError, error_line
 from spp_cls.models.specs import SPECS
 from tests.conftest import REPOSITORY
 

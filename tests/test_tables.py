@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from spp_cls.command import options
 from spp_cls.errors import UserError
+from spp_cls.options import options
 from spp_cls.rows import Row, append_csv, read_csv
 from spp_cls.tables import (
     draw_chart,

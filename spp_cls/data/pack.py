@@ -26,14 +26,14 @@ import simplejpeg
 import torch
 from tqdm import tqdm
 
-from spp_cls.command import one_line, options, required, whole_number
 from spp_cls.data.crops import resize
 from spp_cls.data.decode import Data, UndecodableImageError, decode
 from spp_cls.data.packed import COLUMNS, MANIFEST, PackedImages, arrow, read_manifest
 from spp_cls.data.parquet import ParquetImages
 from spp_cls.data.sources import ImageSource, open_source
 from spp_cls.data.workers import available_cpus
-from spp_cls.errors import UserError
+from spp_cls.errors import UserError, one_line
+from spp_cls.options import options, required, whole_number
 
 ROWS_PER_BATCH = 1024
 IMAGES_PER_FILE = 32 * ROWS_PER_BATCH

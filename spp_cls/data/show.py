@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from spp_cls.command import one_line, options, whole_number
 from spp_cls.data.batch import Batch, finish_on_device
 from spp_cls.data.dataset import TrainingCrops
 from spp_cls.data.sampler import TrainingSampler
 from spp_cls.data.sizes import possible_sizes
 from spp_cls.data.sources import open_source
-from spp_cls.errors import UserError
+from spp_cls.errors import UserError, one_line
+from spp_cls.options import options, whole_number
 
 _COLUMNS = 8
 _LINE = 14
