@@ -64,7 +64,7 @@ class RunFolder:
         if getattr(rank_zero_only, "rank", 0):
             return
         try:
-            if cfg.overwrite:
+            if _overwrites(cfg):
                 self._remove_results()
             self.path.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=self.path, prefix=".config-", suffix=".yaml")
@@ -88,9 +88,9 @@ class RunFolder:
             UserError: it is of another network, other classes or another training recipe than `recipe` and `cfg`; or
                 there are results, and resume=false.
         """
-        if cfg.overwrite:
+        if _overwrites(cfg):
             return None
-        if not cfg.resume and (found := [path.name for path in self._results if path.exists()]):
+        if not (cfg.resume or _submitted_again()) and (found := [path.name for path in self._results if path.exists()]):
             raise UserError(
                 f"{self.path} holds results ({', '.join(found)}); choose another name=..., resume=true to go on from "
                 "them or overwrite=true to remove them"
@@ -118,6 +118,15 @@ class RunFolder:
                 shutil.rmtree(path)
             else:
                 path.unlink(missing_ok=True)
+
+
+def _submitted_again() -> bool:
+    """Whether SLURM has started this job before, whose own results these are."""
+    return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
+
+
+def _overwrites(cfg: DictConfig) -> bool:
+    return cfg.overwrite and not _submitted_again()
 
 
 def _training(cfg: DictConfig | ListConfig) -> dict[str, Any]:

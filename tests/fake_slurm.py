@@ -63,8 +63,10 @@ def job(folder: Path, number: str, element: str, script: str) -> None:
     output = in_pattern(options.get("output", "slurm-%j.out"), number, element)
     # submitit makes the folder only once it has the job's number.
     Path(output).parent.mkdir(parents=True, exist_ok=True)
-    again = True
+    again, starts = True, 0
     while again:
+        environment["SLURM_RESTART_COUNT"] = str(starts)
+        starts += 1
         with open(output, "ab") as file:
             ended = subprocess.run(
                 ["bash", script], env=environment, stdout=file, stderr=subprocess.STDOUT, check=False

@@ -161,6 +161,18 @@ def test_results_are_not_overwritten_unless_told(image_folder: Path, tmp_path: P
     assert len(list((tmp_path / "runs/small/tensorboard").iterdir())) <= 2
 
 
+@pytest.mark.parametrize("key", ["overwrite=true", "resume=false"])
+def test_a_job_that_slurm_submits_again_goes_on(
+    key: str, image_folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert command("train.py", *RUN, key).returncode == 0
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    result = command("train.py", *RUN, key, "trainer.max_epochs=2")
+    assert result.returncode == 0, result.stderr
+    assert "Epoch 0:" not in result.stdout
+    assert load_checkpoint(tmp_path / "runs/small/last.ckpt")["global_step"] == 6
+
+
 @pytest.mark.parametrize("fails", [False, True])
 def test_signals_are_given_back(
     fails: bool, image_folder: Path, command: Command, monkeypatch: pytest.MonkeyPatch

@@ -79,7 +79,7 @@ def test_a_job_of_submitit_goes_on_after_its_time_limit(tmp_path: Path) -> None:
     # With workers, which SLURM ends with their task.
     cpus = ("data.num_workers=1", "hydra.launcher.gpus_per_node=null", "hydra.launcher.cpus_per_task=1")
     waiting = subprocess.Popen(
-        [sys.executable, *arguments, *RUN, *cpus],
+        [sys.executable, *arguments, *RUN, *cpus, "overwrite=true"],
         cwd=tmp_path, env=fake_slurm.install(tmp_path / "slurm"), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
         text=True,
     )  # fmt: skip
@@ -131,7 +131,7 @@ def test_two_nodes_of_torchrun(tmp_path: Path) -> None:
     assert "".join(printed).count("Lowest validation top-1 error") == 1
 
 
-def wait_for(condition: Callable[[], bool], seconds: float = 60) -> None:
+def wait_for(condition: Callable[[], bool], seconds: float = 180) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end
