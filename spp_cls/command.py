@@ -6,6 +6,7 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, cast
@@ -69,10 +70,13 @@ def settings_of(group: str) -> Iterator[None]:
         raise UserError(f"{group}: {_joined(str(error))}") from error
 
 
-def check_configuration(config_dir: Path, config_name: str, overrides: list[str]) -> None:
-    """Raise UserError for a key that conf/ does not have, a value that is missing or no number where one stands.
+def check_configuration(config_dir: Path, config_name: str, overrides: list[str]) -> DictConfig:
+    """Compose a configuration, Hydra's own part included, and check it.
 
     Experiment files and `+key=value` may override keys, but not bring new ones.
+
+    Raises:
+        UserError: a key that conf/ does not have, a value that is missing, or none of the default's kind.
     """
     try:
         with initialize_config_dir(str(config_dir), version_base="1.3"):
@@ -84,14 +88,16 @@ def check_configuration(config_dir: Path, config_name: str, overrides: list[str]
                 if group != "experiment" and not group.startswith("hydra/")
             ]
             known = _leaves(OmegaConf.to_container(compose(config_name, groups)))
-        del cfg.hydra
-        given = _leaves(OmegaConf.to_container(cfg))
+        settings = deepcopy(cfg)
+        del settings.hydra
+        given = _leaves(OmegaConf.to_container(settings))
         for key, value in given.items():
             if key not in known:
                 close = get_close_matches(key, known, n=1)
                 raise UserError(f"there is no key {key}" + (f"; did you mean {close[0]}?" if close else ""))
             _check_value(key, value, known[key])
-        OmegaConf.to_container(cfg, resolve=True)
+        OmegaConf.to_container(settings, resolve=True)
+        return cfg
     except HydraException as error:
         raise UserError(_hydra_message(error)) from error
     except OmegaConfBaseException as error:
@@ -105,15 +111,16 @@ def _check_runs(config_dir: Path, config_name: str, arguments: list[str]) -> Non
     except HydraException as error:
         raise UserError(_hydra_message(error)) from error
     for overrides in runs:
-        check_configuration(config_dir, config_name, overrides)
-        with initialize_config_dir(str(config_dir), version_base="1.3"):
-            cfg = compose(config_name, overrides, return_hydra_config=True)
+        cfg = check_configuration(config_dir, config_name, overrides)
         check_sweep(cfg, cfg.hydra.launcher._target_)
 
 
 def _check_value(key: str, value: Any, default: Any) -> None:
     if value == "???":
         raise UserError(f"{key} is not set; give it as {key}=VALUE")
+    if key == "trainer.devices":
+        # A number, a list of device numbers or auto: Lightning knows which there are.
+        return
     numeric = isinstance(default, int | float) and not isinstance(default, bool)
     if numeric and (isinstance(value, bool) or not isinstance(value, int | float)) and "${" not in str(value):
         raise UserError(f"{key} is a number such as {default}, not {value!r}")

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ValueType
+from hydra.core.override_parser.types import Override, ValueType
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
@@ -29,7 +29,7 @@ def each_run(arguments: list[str]) -> list[list[str]]:
         [f"{each.get_key_element()}={value}" for value in each.sweep_string_iterator()]
         if each.value_type in _LISTED
         else [cast(str, each.input_line)]
-        for each in OverridesParser.create().parse_overrides(_overrides(arguments))
+        for each in _parsed(arguments)
         if each.value_type in _LISTED or not each.is_sweep_override()
     ]
     return [list(run) for run in itertools.product(*choices)]
@@ -37,13 +37,10 @@ def each_run(arguments: list[str]) -> list[list[str]]:
 
 def own_folders(config_dir: Path, arguments: list[str]) -> list[str]:
     """Return the arguments of --multirun with a run folder of its own for each of the runs."""
-    overrides = _overrides(arguments)
-    swept = [
-        each.key_or_group for each in OverridesParser.create().parse_overrides(overrides) if each.is_sweep_override()
-    ]
+    swept = [each.key_or_group for each in _parsed(arguments) if each.is_sweep_override()]
     if not swept or any(key in ("name", "run_folder") for key in swept):
         return arguments
-    given = [argument for argument in overrides if argument.split("=")[0] == "run_folder"]
+    given = [argument for argument in arguments if argument.split("=")[0] == "run_folder"]
     folder = given[-1].partition("=")[2] if given else "runs/${name}"
     parts = [
         f"{key}=${{hydra:runtime.choices.{key}}}" if (config_dir / key).is_dir() else f"{key}=${{{key}}}"
@@ -56,7 +53,7 @@ def own_folders(config_dir: Path, arguments: list[str]) -> list[str]:
 
 
 def check_sweep(cfg: DictConfig, launcher: str) -> None:
-    """Raise UserError where runs one after the other in this process would need other processes."""
+    """Raise UserError where runs one after the other in this process would need others, or jobs unknown devices."""
     devices = cfg.trainer.devices
     one = devices in (1, "1") or (not isinstance(devices, str | int) and len(devices) == 1)
     if launcher == _BASIC_LAUNCHER and not (one and cfg.trainer.num_nodes == 1):
@@ -64,10 +61,12 @@ def check_sweep(cfg: DictConfig, launcher: str) -> None:
             "--multirun trains on one device here, one run after the other; set trainer.devices=1, start each run "
             "by a command of its own, or give each a job of its own with hydra/launcher=slurm"
         )
+    if launcher.endswith(".SlurmLauncher") and not isinstance(devices, int):
+        raise UserError(f"a job of SLURM has one task a device; set trainer.devices to their number, not {devices}")
 
 
-def _overrides(arguments: list[str]) -> list[str]:
-    return [argument for argument in arguments if not argument.startswith("-")]
+def _parsed(arguments: list[str]) -> list[Override]:
+    return OverridesParser.create().parse_overrides([each for each in arguments if not each.startswith("-")])
 
 
 def row_of(action: Callable[[], dict[str, Any]], run_folder: str) -> dict[str, Any]:

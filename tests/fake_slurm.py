@@ -79,16 +79,16 @@ def job(folder: Path, number: str, element: str, script: str) -> None:
 def srun(folder: Path, *arguments: str) -> int:
     """Run a command as the tasks of this job."""
     words = list(arguments)
-    outputs = {}
+    outputs = []
     while words[0].startswith("--"):
         if words.pop(0) in ("--output", "--error"):
-            outputs[len(outputs)] = words.pop(0)
+            outputs.append(words.pop(0))
     started = []
     per_node = int(os.environ["SLURM_NTASKS_PER_NODE"])
     for task in range(int(os.environ["SLURM_NTASKS"])):
         numbers = {"SLURM_PROCID": task, "SLURM_LOCALID": task % per_node, "SLURM_NODEID": task // per_node}
         array = os.environ.get("SLURM_ARRAY_JOB_ID", os.environ["SLURM_JOB_ID"]), os.environ.get("SLURM_ARRAY_TASK_ID")
-        files = [open(in_pattern(path, *array, str(task)), "ab") for path in outputs.values()]  # noqa: SIM115
+        files = [open(in_pattern(path, *array, str(task)), "ab") for path in outputs]  # noqa: SIM115
         stdout, stderr = files if files else (None, None)
         environment = os.environ | {key: str(value) for key, value in numbers.items()}
         started.append(subprocess.Popen(words, env=environment, stdout=stdout, stderr=stderr, start_new_session=True))

@@ -82,6 +82,13 @@ def test_mistakes_are_one_line(overrides: list[str], message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(("value", "expected"), [("8", 8), ("auto", "auto"), ("[0,2]", [0, 2])])
+def test_devices_are_a_number_auto_or_a_list(value: str, expected: object) -> None:
+    for name, more in (("train", []), ("eval", ["ckpt=best.ckpt", "data.root=/data"])):
+        cfg = check_configuration(CONF, name, [f"trainer.devices={value}", *more])
+        assert cfg.trainer.devices == expected
+
+
 def test_an_unknown_key_in_an_experiment_file(tmp_path: Path) -> None:
     import shutil
 

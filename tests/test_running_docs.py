@@ -55,6 +55,7 @@ def test_several_devices_and_several_runs_are_refused(image_folder: Path, tmp_pa
         (["optimizer.learning_rate=0.1,fast"], "error: optimizer.learning_rate is a number such as 0.01, not 'fast'"),
         (["seed=range(2)", "model=zf5_tiny,zf6"], "error: In 'train': Could not find 'model/zf6'"),
         (["seed=0,1", "name=["], "error: "),
+        (["hydra/launcher=slurm", "trainer.devices=auto"], "error: a job of SLURM has one task a device; set trainer"),
     ],
 )
 def test_a_mistake_in_any_of_several_runs_is_found_before_the_first(

@@ -30,7 +30,7 @@ RUN = (
 
 def small(line: str, nodes: int = 1, tasks: int = 1) -> str:
     """Take train.py from here, and two devices instead of 8 on 4 nodes."""
-    line = re.sub(r"(num_nodes=|nnodes=|nodes=)4", rf"\g<1>{nodes}", line)
+    line = re.sub(r"(nodes=)4", rf"\g<1>{nodes}", line)
     line = re.sub(r"(devices=|per-node=)8", rf"\g<1>{tasks}", line)
     return re.sub(r"\btrain\.py\b", str(REPOSITORY / "train.py"), line)
 
