@@ -1,78 +1,80 @@
 """Train a network: python train.py [key=value ...]; conf/train.yaml lists the keys."""
 
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from omegaconf import DictConfig
-from pytorch_lightning.callbacks import EMAWeightAveraging
 
-from spp_cls import build_net, command
-from spp_cls.acceleration import Acceleration
-from spp_cls.atomic import AtomicCheckpoints
-from spp_cls.data.datamodule import ImageNetDataModule
-from spp_cls.fine_tuning import init_from
-from spp_cls.module import LitClassifier
-from spp_cls.progress import Progress
-from spp_cls.run_folder import RunFolder, closing_lines, opening_lines, result
-from spp_cls.saving import Saving
+from spp_cls.cli import command
+from spp_cls.cli.keys import TrainKeys
+from spp_cls.cli.targets import import_plugins
+from spp_cls.data import ImageNetDataModule
+from spp_cls.data.transforms.augmentation import create_augmentation
+from spp_cls.models.net import NetConfig, check_sizes, create_net
+from spp_cls.training import (
+    AtomicCheckpoints,
+    Checkpointing,
+    Compilation,
+    LitClassifier,
+    RunFolder,
+    create_callbacks,
+    create_loggers,
+)  # fmt: skip
+from spp_cls.training.fine_tuning import init_from
+from spp_cls.training.optimization import OptimizerFactory, check_optimizer, create_factory
+from spp_cls.training.run_folder import collect_result, describe_run, read_step, summarise_run
+from spp_cls.training.schedules import Schedule, create_schedule
 
 CONFIG_DIR = Path(__file__).parent.resolve() / "conf"
 
 
-def train(cfg: DictConfig) -> dict[str, Any]:
-    """Compose data, net, module and trainer from the configuration, and fit; return the lowest validation error."""
-    options = command.plain(cfg)
-    model = options["model"]
+def build(keys: TrainKeys) -> tuple[NetConfig, ImageNetDataModule, OptimizerFactory, Schedule]:
+    """Build what the keys choose, before any data is read; raise UserError for what their types do not show."""
+    import_plugins(keys.plugins)
+    config = NetConfig(**asdict(keys.model))
+    augmentation = create_augmentation(keys.augmentation)
     data = ImageNetDataModule(
-        **options["data"],
-        crop=model["input_size"],
-        sizes=options["sizes"],
-        colour_deviation=options["colour_deviation"],
-        mean=model["mean"],
-        seed=options["seed"],
-    )
-    pl.seed_everything(cfg.seed, verbose=False)
-    net = build_net(**model, num_classes=len(data.class_names), class_names=data.class_names)
-    folder = RunFolder(Path(cfg.run_folder))
-    last = folder.checkpoint_to_resume(net.recipe, cfg)
-    started_from = init_from(net, cfg.init_from) if cfg.init_from and not last else None
-    logger = folder.logger(last)
-    saving = Saving(folder, **options["checkpoint"])
-    callbacks = [
-        Progress(),
-        Acceleration(data.possible_sizes, options["compile"], options["tf32"]),
-        *([EMAWeightAveraging(decay=cfg.ema_decay)] if cfg.ema_decay else []),
-        saving,
-    ]
-    with command.settings_of("trainer"):
+        **asdict(keys.data), crop=config.input_size, sizes=keys.sizes, augmentation=augmentation, mean=config.mean,
+        std=config.std, seed=keys.seed,
+    )  # fmt: skip
+    check_sizes(config, data.possible_sizes)
+    create_loggers(keys.logger)
+    return config, data, create_factory(keys.optimizer), create_schedule(keys.schedule, keys.trainer.max_epochs)
+
+
+def train(keys: TrainKeys, cfg: DictConfig) -> dict[str, Any]:
+    """Build data, net, callbacks and trainer, and fit; return the lowest validation error."""
+    config, data, optimizer, schedule = build(keys)
+    pl.seed_everything(keys.seed, verbose=False)
+    net = create_net(replace(config, num_classes=len(data.class_names), class_names=data.class_names))
+    folder = RunFolder(Path(keys.run_folder))
+    last = folder.find_checkpoint(net.config, cfg)
+    started_from = init_from(net, keys.init_from) if keys.init_from and not last else None
+    compilation = Compilation(data.possible_sizes, keys.compile, keys.tf32)
+    checkpointing = Checkpointing(folder, **asdict(keys.checkpoint))
+    with command.convert_lightning_errors("trainer"):
         trainer = pl.Trainer(
-            **options["trainer"],
-            logger=logger,
-            plugins=[AtomicCheckpoints()],
-            callbacks=callbacks,
-            # The samplers share the images out themselves, without padding.
-            use_distributed_sampler=False,
-            num_sanity_val_steps=0,
-            enable_model_summary=False,
-        )
+            **asdict(keys.trainer), logger=create_loggers(keys.logger, read_step(last)), plugins=[AtomicCheckpoints()],
+            callbacks=create_callbacks(schedule, compilation, keys.ema_decay, checkpointing),
+            # The samplers divide the images among the processes themselves, without padding.
+            use_distributed_sampler=False, num_sanity_val_steps=0, enable_model_summary=False,
+        )  # fmt: skip
+    check_optimizer(net, optimizer, trainer)
     data.check_batch(trainer.world_size * trainer.accumulate_grad_batches)
-    for size in data.possible_sizes:
-        net.check_size(size, size)
     folder.prepare(cfg)
     if trainer.is_global_zero:
-        print(opening_lines(folder, net, data))
-        if started_from:
-            print(started_from)
-    module = LitClassifier(net, **options["optimizer"], seed=cfg.seed)
+        print("\n".join(filter(None, (describe_run(folder, net, data), started_from))))
+    module = LitClassifier(net, optimizer, seed=keys.seed)
     try:
         trainer.fit(module, data, ckpt_path=last, weights_only=True)
     finally:
-        saving.leave()
+        checkpointing.release_signals()
     if trainer.is_global_zero:
-        print(closing_lines(folder, cfg, module.validation_errors))
-    return result(folder, module.validation_errors)
+        print(summarise_run(folder, cfg, module.validation_errors))
+    return collect_result(folder, module.validation_errors)
 
 
 if __name__ == "__main__":
-    command.run(train, CONFIG_DIR, "train")
+    command.run(train, CONFIG_DIR, "train", check=build)

@@ -1,14 +1,8 @@
 """The speed of the data path: python benchmarks/loader.py data.root=FOLDER [key=value ...].
 
-    data.root       an image folder of photographs as shipped, such as a sample of ImageNet; its train split is read
-    repeats=7       turns of each side, whose medians count
-    entries=1000000 images of the generated packed set, for start-up and for memory over 20 epochs cut short
-    names=1280000   files of the generated image folder that is listed
-    out=FILE.json   where to write the figures
-
 All sides read the same files, make the same kind of uint8 crops (min side 256, one of five windows of 224, batches of
-64) and take turns in one run. Flip and colour are left to the device by ours, and out of the others. One core: all
-in one process on one thread. Two cores: two workers of each DataLoader. The ceiling is bare decoding of the same
+64) and take turns in one run. Ours leaves flips and colour jitter to the device; the others do without. One core: all
+in one process on one thread. Two cores: two workers of each DataLoader. The upper bound is bare decoding of the same
 bytes, held in memory, by the fastest decoder.
 """
 
@@ -22,6 +16,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -31,22 +26,23 @@ import simplejpeg
 import timm.data
 import torch
 from PIL import Image
-from timing import interleaved, machine, write_json
+from timing import describe_run, parse_options, time_in_turns, write_json
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as v2_functional
 
-from spp_cls.data.crops import FIVE, corner_of
-from spp_cls.data.dataset import TrainingCrops
-from spp_cls.data.decode import decode
-from spp_cls.data.loader import BatchLoader
-from spp_cls.data.pack import Settings, pack
-from spp_cls.data.sampler import TrainingSampler
+from spp_cls.cli.errors import end_in_one_line
+from spp_cls.cli.schema import key
+from spp_cls.data.loading.dataset import TrainingCrops
+from spp_cls.data.loading.loader import BatchLoader
+from spp_cls.data.loading.sampler import TrainingSampler
 from spp_cls.data.sources import ImageSource, open_source
-from spp_cls.errors import one_line
-from spp_cls.options import options, required, whole_number
+from spp_cls.data.sources.packing import PackSettings, pack
+from spp_cls.data.transforms.augmentation import PaperAugmentation
+from spp_cls.data.transforms.crops import FIVE, find_corner
+from spp_cls.data.transforms.decode import decode
 
 BATCH = 64
 MIN_SIDE, CROP = 256, 224
@@ -54,6 +50,18 @@ MIN_SIDE, CROP = 256, 224
 PASSES = 4
 
 Turn = Callable[[], Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The keys of the benchmark."""
+
+    root: str = key(name="data.root", help="image folder of photographs as shipped; its train split is read")
+    repeats: int = key(7, help="turns of each side, whose medians count", least=1, most=10_000)
+    entries: int = key(1_000_000, help="images of the generated packed set, for start-up and memory", least=1)
+    names: int = key(1_280_000, help="files of the generated image folder that is listed", least=1)
+    out: str | None = key(None, help="JSON file to write")
+    start: str | None = key(None, help="packed set whose start-up is timed in this process, and nothing else")
 
 
 def decoders(images: list[bytes], repeats: int) -> dict[str, float]:
@@ -74,7 +82,7 @@ def decoders(images: list[bytes], repeats: int) -> dict[str, float]:
     def turn(one: Callable[[bytes], Any]) -> Turn:
         return lambda: [one(data) for data in images]
 
-    seconds = interleaved({name: turn(one) for name, one in each.items()}, repeats)
+    seconds = time_in_turns({name: turn(one) for name, one in each.items()}, repeats)
     return {name: len(images) / value for name, value in seconds.items()}
 
 
@@ -84,15 +92,15 @@ def _as_tensor(data: bytes) -> torch.Tensor:
 
 def five_crop(image: Image.Image) -> Image.Image:
     """Cut one of the five windows out of a resized image, as ours draws them."""
-    left, top = corner_of(random.choice(FIVE), *image.size, CROP)
+    left, top = find_corner(random.choice(FIVE), *image.size, CROP)
     return v2_functional.crop(image, top, left, CROP, CROP)
 
 
 def ours(images: ImageSource, num_workers: int) -> Turn:
     """Go through training batches as the data module makes them."""
-    dataset = TrainingCrops(images, CROP, seed=0, colour_deviation=0.1)
+    dataset = TrainingCrops(images, CROP, PaperAugmentation(), seed=0)
     sampler = TrainingSampler(len(images), BATCH, seed=0)
-    return _turn(BatchLoader(dataset, BATCH, sampler, True, num_workers, timeout=600, place=images.root))
+    return _turn(BatchLoader(dataset, BATCH, sampler, True, num_workers, timeout=600, root=images.root))
 
 
 def torchvision_files(folder: Path, num_workers: int) -> Turn:
@@ -140,9 +148,9 @@ class Repeated:
         """Name of an image."""
         return self.images.name(index % len(self.images))
 
-    def place(self, index: int) -> str:
-        """Where an image lies."""
-        return self.images.place(index % len(self.images))
+    def location(self, index: int) -> str:
+        """Return where an image is."""
+        return self.images.location(index % len(self.images))
 
     def read(self, index: int) -> Any:
         """Bytes of an image."""
@@ -166,7 +174,7 @@ def speeds(files: ImageSource, packed: dict[str, ImageSource], num_workers: int,
     if not num_workers:
         for name, each in {"files": files, **packed}.items():
             turns[f"bare decoding of {name}"] = bare_decoding([bytes(each.read(i)) for i in range(len(each))])
-    seconds = interleaved(turns, repeats)
+    seconds = time_in_turns(turns, repeats)
     rates = {name: len(whole) // BATCH * BATCH / value for name, value in seconds.items()}
     for name in rates:
         if not name.startswith("ours"):
@@ -205,8 +213,8 @@ class SmallImages:
         """Name of an image."""
         return f"{self.class_names[index % 1000]}/image_{index:07d}.JPEG"
 
-    def place(self, index: int) -> str:
-        """Where an image would lie."""
+    def location(self, index: int) -> str:
+        """Return the name of an image."""
         return self.name(index)
 
     def read(self, index: int) -> bytes:
@@ -229,7 +237,8 @@ def start_up(root: Path) -> dict[str, Any]:
     before, start = resident(), time.perf_counter()
     images = open_source("packed", root, "train")
     sampler = TrainingSampler(len(images), BATCH, seed=0)
-    loader = BatchLoader(TrainingCrops(images, CROP, 0, 0.1), BATCH, sampler, True, 2, timeout=600, place=root)
+    dataset = TrainingCrops(images, CROP, PaperAugmentation(), seed=0)
+    loader = BatchLoader(dataset, BATCH, sampler, True, 2, timeout=600, root=root)
     next(iter(loader))
     seconds = time.perf_counter() - start
     first = resident() - before
@@ -264,18 +273,14 @@ def listing(folder: Path, names: int) -> dict[str, float]:
 
 def main(arguments: list[str]) -> None:
     """Measure, print the figures and write them as JSON."""
-    given = options(
-        {"data.root": None, "repeats": "7", "entries": "1000000", "names": "1280000", "out": None, "start": None},
-        arguments,
-    )
+    options = parse_options(Options, arguments, "python benchmarks/loader.py data.root=FOLDER repeats=3")
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    if given["start"]:
-        print(json.dumps(start_up(Path(given["start"]))))
+    if options.start:
+        print(json.dumps(start_up(Path(options.start))))
         return
-    repeats = whole_number(given, "repeats")
-    files = open_source("imagefolder", required(given, "data.root"), "train")
-    results = machine(
+    files = open_source("imagefolder", options.root, "train")
+    results = describe_run(
         "python benchmarks/loader.py data.root=FOLDER",
         images=len(files),
         mean_kilobytes=sum(len(files.read(i)) for i in range(len(files))) / len(files) / 1e3,
@@ -285,25 +290,23 @@ def main(arguments: list[str]) -> None:
         folder = Path(name)
         packed: dict[str, ImageSource] = {}
         for kind, settings in (
-            ("a pack of min side 256", Settings(MIN_SIDE)),
-            ("a pack of bytes as they are", Settings()),
+            ("a pack of min side 256", PackSettings(MIN_SIDE)),
+            ("a pack of bytes as they are", PackSettings()),
         ):
             pack({"train": files}, folder / kind, settings, 2, "stop")
             packed[kind] = open_source("packed", folder / kind, "train")
-        results["decoders"] = decoders([bytes(files.read(i)) for i in range(len(files))], repeats)
-        results["one_core"] = speeds(files, packed, 0, repeats)
-        results["two_workers"] = speeds(files, packed, 2, repeats)
-        entries = whole_number(given, "entries", 10**9)
-        pack({"train": SmallImages(entries)}, folder / "many", Settings(), 2, "stop")
-        child = [sys.executable, __file__, f"start={folder / 'many'}"]
+        results["decoders"] = decoders([bytes(files.read(i)) for i in range(len(files))], options.repeats)
+        results["one_core"] = speeds(files, packed, 0, options.repeats)
+        results["two_workers"] = speeds(files, packed, 2, options.repeats)
+        pack({"train": SmallImages(options.entries)}, folder / "many", PackSettings(), 2, "stop")
+        child = [sys.executable, __file__, f"data.root={options.root}", f"start={folder / 'many'}"]
         found = subprocess.run(child, capture_output=True, text=True, check=True).stdout
-        results["start_up"] = {"entries": entries, **json.loads(found.splitlines()[-1])}
+        results["start_up"] = {"entries": options.entries, **json.loads(found.splitlines()[-1])}
         os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
-        names = whole_number(given, "names", 10**9)
-        results["listing_seconds"] = {"names": names, **listing(folder / "names", names)}
+        results["listing_seconds"] = {"names": options.names, **listing(folder / "names", options.names)}
     print(json.dumps(results, indent=2))
-    write_json(results, given["out"])
+    write_json(results, options.out)
 
 
 if __name__ == "__main__":
-    one_line(lambda: main(sys.argv[1:]))
+    end_in_one_line(lambda: main(sys.argv[1:]))

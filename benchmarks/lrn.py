@@ -6,20 +6,30 @@ units of one feature map.
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import timing
 import torch
-from timing import interleaved, machine, write_json
+from timing import describe_run, parse_options, time_in_turns, write_json
 from torch import Tensor, nn
 
 from spp_cls import LocalResponseNorm
-from spp_cls.errors import one_line
-from spp_cls.options import options
-from spp_cls.text_tables import terminal_table
+from spp_cls.cli.errors import end_in_one_line
+from spp_cls.cli.schema import key
+from spp_cls.cli.terminal import format_table
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@dataclass(frozen=True)
+class Options(timing.Options):
+    """The keys of this script."""
+
+    repeats: int = key(9, least=1, help="turns of each side, whose medians count")
+    shape: tuple[int, ...] = key((32, 96, 110, 110), least=1, help="shape of the maps: N, C, H, W")
 
 
 def step(norm: Callable[[Tensor], Tensor], maps: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -28,7 +38,7 @@ def step(norm: Callable[[Tensor], Tensor], maps: Tensor, gradient: Tensor) -> tu
     return normalised, torch.autograd.grad(normalised, maps, gradient)[0]
 
 
-def extra_memory(run: Callable[[], Any], maps: Tensor) -> float:
+def measure_extra_memory(run: Callable[[], Any], maps: Tensor) -> float:
     """Return the peak of what a step adds, less its two results, in feature maps."""
     if maps.device.type == "cuda":
         before = torch.cuda.memory_allocated()
@@ -36,43 +46,43 @@ def extra_memory(run: Callable[[], Any], maps: Tensor) -> float:
         run()
         extra = torch.cuda.max_memory_allocated() - before
     else:
-        before = _status("VmRSS")
+        before = _read_status("VmRSS")
         # Sets the high-water mark back to what is resident now.
         Path("/proc/self/clear_refs").write_text("5")
         run()
-        extra = _status("VmHWM") - before
+        extra = _read_status("VmHWM") - before
     return extra / (maps.numel() * maps.element_size()) - 2
 
 
-def _status(key: str) -> int:
+def _read_status(key: str) -> int:
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
 
 
 def main(arguments: list[str]) -> None:
     """Compare in both layouts, print a table and write it as JSON."""
-    given = options({"out": None, "repeats": "9", "shape": "32,96,110,110"}, arguments)
+    options = parse_options(Options, arguments, "python benchmarks/lrn.py out=results/lrn.json")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    shape = tuple(map(int, given["shape"].split(",")))
+    shape = options.shape
     norms: dict[str, Callable[[Tensor], Tensor]] = {
         "torch": nn.LocalResponseNorm(5),
         "ours": LocalResponseNorm(5),
         "ours compiled": torch.compile(LocalResponseNorm(5), dynamic=False),
     }
-    results = machine("python benchmarks/lrn.py", shape=shape)
+    results = describe_run("python benchmarks/lrn.py", shape=shape)
     cells = []
     for name, layout in LAYOUTS.items():
         maps = torch.randn(shape, device=device).mul_(50).relu_().to(memory_format=layout).requires_grad_()
         gradient = torch.randn(shape, device=device).to(memory_format=layout)
         runs = {key: partial(step, norm, maps, gradient) for key, norm in norms.items()}
-        seconds = interleaved(runs, int(given["repeats"]))
-        memory = {key: extra_memory(run, maps) for key, run in runs.items()}
+        seconds = time_in_turns(runs, options.repeats)
+        memory = {key: measure_extra_memory(run, maps) for key, run in runs.items()}
         ratios = {key: seconds["torch"] / value for key, value in seconds.items()}
         results[name] = {"seconds": seconds, "times_faster": ratios, "extra_feature_maps": memory}
         cells += [(name, key, f"{ratios[key]:.1f}", f"{memory[key]:.2f}") for key in runs]
-    print(terminal_table(("layout", "LRN", "times torch's speed", "extra memory, feature maps"), cells))
-    write_json(results, given["out"])
+    print(format_table(("layout", "LRN", "times torch's speed", "extra memory, feature maps"), cells))
+    write_json(results, options.out)
 
 
 if __name__ == "__main__":
-    one_line(lambda: main(sys.argv[1:]))
+    end_in_one_line(lambda: main(sys.argv[1:]))

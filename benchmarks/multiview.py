@@ -10,27 +10,25 @@ from functools import partial
 from typing import Any
 
 import torch
-from timing import interleaved, machine, multiply_adds, write_json
+from timing import Options, count_multiply_adds, describe_run, parse_options, time_in_turns, write_json
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from spp_cls import SPPNet, build_net, pool_windows
-from spp_cls.data.batch import minus_mean
-from spp_cls.data.crops import corner_of
-from spp_cls.errors import one_line
-from spp_cls.evaluation.evaluate import view_logits
-from spp_cls.evaluation.images import Cut, cut_of
-from spp_cls.evaluation.views import PROTOCOLS, View
-from spp_cls.evaluation.windows import window_cells
-from spp_cls.options import options
+from spp_cls.cli.errors import end_in_one_line
+from spp_cls.data.loading.batch import normalize
+from spp_cls.data.transforms.crops import find_corner
+from spp_cls.evaluation import PROTOCOLS, Cut, View, view_features
+from spp_cls.evaluation.images import get_cut
+from spp_cls.evaluation.windows import find_cells
 
 MAX_PIXELS = 8_000_000
 WINDOW = 224
 RANDOM_WINDOWS = 2000
 
 
-def images_of(views: list[View], count: int) -> dict[Cut, Tensor]:
+def draw_images(views: list[View], count: int) -> dict[Cut, Tensor]:
     """Draw 4:3 images of noise in the cuts that views on maps, or the same on crops, are computed from."""
     generator = torch.Generator().manual_seed(0)
     whole: dict[int, Tensor] = {}
@@ -41,11 +39,11 @@ def images_of(views: list[View], count: int) -> dict[Cut, Tensor]:
             shape = (count, 3, scale, round(scale * 4 / 3))
             pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
             whole[scale] = pixels.contiguous(memory_format=torch.channels_last)
-        cut = cut_of(view, WINDOW)
+        cut = get_cut(view, WINDOW)
         if cut.position is None:
             cuts[cut] = whole[scale]
         else:
-            left, top = corner_of(cut.position, whole[scale].shape[-1], scale, WINDOW)
+            left, top = find_corner(cut.position, whole[scale].shape[-1], scale, WINDOW)
             crop = whole[scale][:, :, top : top + WINDOW, left : left + WINDOW]
             cuts[cut] = crop.contiguous(memory_format=torch.channels_last)
     return cuts
@@ -57,10 +55,10 @@ def compare_views(net: SPPNet, protocol: str, images: int, repeats: int) -> dict
     on_crops = [view._replace(on_maps=False) for view in on_maps]
     runs: dict[str, Callable[[], Any]] = {}
     for name, views in (("crops", on_crops), ("maps", on_maps)):
-        cuts = images_of(views, images)
-        runs[name] = partial(view_logits, net, cuts, views, MAX_PIXELS)
-    work = {name: multiply_adds(net, run) for name, run in runs.items()}
-    seconds = interleaved(runs, repeats)
+        cuts = draw_images(views, images)
+        runs[name] = partial(view_features, net, cuts, views, max_pixels=MAX_PIXELS)
+    work = {name: count_multiply_adds(net, run) for name, run in runs.items()}
+    seconds = time_in_turns(runs, repeats)
     return {
         "views": len(on_maps),
         "images": images,
@@ -70,11 +68,11 @@ def compare_views(net: SPPNet, protocol: str, images: int, repeats: int) -> dict
     }
 
 
-def share_of_pooling(net: SPPNet, repeats: int) -> dict[str, Any]:
+def measure_pooling(net: SPPNet, repeats: int) -> dict[str, Any]:
     """Return the share of pool_windows in the time of one scale: convolutions, pooling and fc of nine windows."""
     views = [view for view in PROTOCOLS["map96"].views if view.scale == 256 and not view.flip]
-    cuts = images_of(views, 4)
-    inputs = minus_mean(next(iter(cuts.values())), net.recipe.mean)
+    cuts = draw_images(views, 4)
+    inputs = normalize(next(iter(cuts.values())), net.config.mean, net.config.std)
     maps = net.forward_features(inputs)
     x1, y1 = maps.shape[-1] - 1, maps.shape[-2] - 1
     side = net.backbone.map_size(WINDOW) - 1
@@ -86,10 +84,10 @@ def share_of_pooling(net: SPPNet, repeats: int) -> dict[str, Any]:
     ]
     windows = torch.tensor(boxes)
     runs = {
-        "scale": lambda: view_logits(net, cuts, views, MAX_PIXELS),
+        "scale": lambda: view_features(net, cuts, views, max_pixels=MAX_PIXELS),
         "pool_windows": lambda: pool_windows(maps, windows, net.pool.levels),
     }
-    seconds = interleaved(runs, 3 * repeats)
+    seconds = time_in_turns(runs, 3 * repeats)
     return {"windows": len(boxes), "seconds": seconds, "share": seconds["pool_windows"] / seconds["scale"]}
 
 
@@ -98,7 +96,7 @@ def compare_random_windows(net: SPPNet, repeats: int) -> dict[str, Any]:
     height, width = 560, 747
     generator = torch.Generator().manual_seed(0)
     image = torch.randint(256, (1, 3, height, width), generator=generator, dtype=torch.uint8)
-    inputs = minus_mean(image, net.recipe.mean).contiguous(memory_format=torch.channels_last)
+    inputs = normalize(image, net.config.mean, net.config.std).contiguous(memory_format=torch.channels_last)
     sides = torch.tensor([width, height])
     sizes = (64 + torch.rand(RANDOM_WINDOWS, 2, generator=generator) * (sides - 64)).long()
     starts = (torch.rand(RANDOM_WINDOWS, 2, generator=generator) * (sides - sizes)).long()
@@ -109,8 +107,8 @@ def compare_random_windows(net: SPPNet, repeats: int) -> dict[str, Any]:
         stride, centre = net.backbone.stride, net.backbone.first_centre
         cells = []
         for x0, y0, x1, y1 in boxes.tolist():
-            left, right = window_cells(x0, x1, stride, centre, maps.shape[-1])
-            top, bottom = window_cells(y0, y1, stride, centre, maps.shape[-2])
+            left, right = find_cells(x0, x1, stride, centre, maps.shape[-1])
+            top, bottom = find_cells(y0, y1, stride, centre, maps.shape[-2])
             cells.append((0, left, top, right, bottom))
         return net.forward_windows(maps, torch.tensor(cells))
 
@@ -120,8 +118,8 @@ def compare_random_windows(net: SPPNet, repeats: int) -> dict[str, Any]:
         return [net(roi_align(inputs, part, WINDOW, sampling_ratio=1, aligned=True)) for part in batches]
 
     runs: dict[str, Callable[[], Any]] = {"maps": on_maps, "crops": on_crops}
-    work = {name: multiply_adds(net, run) for name, run in runs.items()}
-    seconds = interleaved(runs, repeats)
+    work = {name: count_multiply_adds(net, run) for name, run in runs.items()}
+    seconds = time_in_turns(runs, repeats)
     return {
         "windows": RANDOM_WINDOWS,
         "seconds": seconds,
@@ -132,30 +130,30 @@ def compare_random_windows(net: SPPNet, repeats: int) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> None:
     """Run all comparisons, print them and write them as JSON."""
-    given = options({"out": None, "repeats": "5"}, arguments)
-    repeats = int(given["repeats"])
-    results = machine("python benchmarks/multiview.py")
+    options = parse_options(Options, arguments, "python benchmarks/multiview.py out=results/multiview.json")
+    repeats = options.repeats
+    results = describe_run("python benchmarks/multiview.py")
     with torch.inference_mode():
         for name in ("zf5", "overfeat7"):
-            net = build_net(name, init="kaiming").to(memory_format=torch.channels_last).eval()
+            net = build_net(name, init="kaiming", std=(57.6, 57.6, 57.6)).to(memory_format=torch.channels_last).eval()
             found: dict[str, Any] = {"map10": compare_views(net, "map10", 16, repeats)}
             found["map96"] = compare_views(net, "map96", 4, max(3, repeats - 2))
-            found["pool_windows"] = share_of_pooling(net, repeats)
+            found["pool_windows"] = measure_pooling(net, repeats)
             if name == "zf5":
                 found["random_windows"] = compare_random_windows(net, 1)
-            for kind, figures in found.items():
-                if "ratio" in figures:
-                    reached = figures["ratio"] / figures["ratio_of_multiply_adds"]
+            for kind, measured in found.items():
+                if "ratio" in measured:
+                    reached = measured["ratio"] / measured["ratio_of_multiply_adds"]
                     print(
-                        f"{name} {kind}: crops / maps {figures['ratio']:.2f} in time, "
-                        f"{figures['ratio_of_multiply_adds']:.2f} in multiply-adds, {100 * reached:.0f} % of it",
+                        f"{name} {kind}: crops / maps {measured['ratio']:.2f} in time, "
+                        f"{measured['ratio_of_multiply_adds']:.2f} in multiply-adds, {100 * reached:.0f} % of it",
                         flush=True,
                     )
                 else:
-                    print(f"{name} {kind}: {100 * figures['share']:.2f} % of the time of a scale", flush=True)
+                    print(f"{name} {kind}: {100 * measured['share']:.2f} % of the time of a scale", flush=True)
             results[name] = found
-    write_json(results, given["out"])
+    write_json(results, options.out)
 
 
 if __name__ == "__main__":
-    one_line(lambda: main(sys.argv[1:]))
+    end_in_one_line(lambda: main(sys.argv[1:]))

@@ -8,43 +8,49 @@ import resource
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 from PIL import Image
-from timing import machine, write_json
+from timing import describe_run, parse_options, write_json
 
 from spp_cls import build_net
+from spp_cls.cli.errors import end_in_one_line
+from spp_cls.cli.schema import key
 from spp_cls.data.sources import open_source
-from spp_cls.errors import one_line
-from spp_cls.evaluation.evaluate import evaluate
-from spp_cls.evaluation.views import get_protocol
-from spp_cls.options import options
+from spp_cls.evaluation import evaluate
 
 BOUNDS = (500_000, 2_000_000, 8_000_000)
 
 
+@dataclass(frozen=True)
+class Options:
+    """The keys of this script."""
+
+    out: str | None = key(None, help="JSON file to write the results to")
+    measure: str | None = key(None, help="for the processes that this script starts: FOLDER:max_pixels:protocol")
+
+
 def measure(root: str, max_pixels: int, protocol: str) -> int:
     """Test the images below root in this process; return its largest resident size in MiB."""
-    net = build_net("zf5", num_classes=1, init="kaiming").to(memory_format=torch.channels_last).eval()
-    files = open_source("imagefolder", root, "val")
+    net = build_net("zf5", num_classes=1).to(memory_format=torch.channels_last).eval()
+    source = open_source("imagefolder", root, "val")
     if protocol != "none":
-        fabric = Fabric(accelerator="cpu", devices=1)
-        evaluate(net, files, [get_protocol(protocol)], fabric, max_pixels, progress=False)
+        evaluate(net, source, [protocol], max_pixels=max_pixels, progress=False)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
 def main(arguments: list[str]) -> None:
     """Measure each bound in a new process, print the sizes and write them as JSON."""
-    given = options({"out": None, "measure": None}, arguments)
-    if given["measure"]:
-        root, bound, protocol = given["measure"].split(":")
-        print(measure(root, int(bound), protocol))
+    options = parse_options(Options, arguments, "python benchmarks/peak_memory.py out=results/peak_memory.json")
+    if options.measure:
+        images, max_pixels, tested = options.measure.split(":")
+        print(measure(images, int(max_pixels), tested))
         return
     sizes: dict[str, int] = {}
-    results = machine("python benchmarks/peak_memory.py", mib=sizes)
+    results = describe_run("python benchmarks/peak_memory.py", mib=sizes)
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "val/one"
         folder.mkdir(parents=True)
@@ -58,8 +64,8 @@ def main(arguments: list[str]) -> None:
             name = f"{protocol} max_pixels={bound}" if bound else "net and libraries alone"
             sizes[name] = size
             print(f"{name}: {size} MiB", flush=True)
-    write_json(results, given["out"])
+    write_json(results, options.out)
 
 
 if __name__ == "__main__":
-    one_line(lambda: main(sys.argv[1:]))
+    end_in_one_line(lambda: main(sys.argv[1:]))

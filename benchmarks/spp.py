@@ -5,18 +5,28 @@ On a GPU, where there is one.
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
+import timing
 import torch
-from timing import LevelByLevel, interleaved, machine, write_json
+from timing import LevelByLevel, describe_run, parse_options, time_in_turns, write_json
 from torch import Tensor
 
 from spp_cls import SpatialPyramidPool
-from spp_cls.errors import one_line
-from spp_cls.options import options
-from spp_cls.text_tables import terminal_table
+from spp_cls.cli.errors import end_in_one_line
+from spp_cls.cli.schema import key
+from spp_cls.cli.terminal import format_table
 
 LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@dataclass(frozen=True)
+class Options(timing.Options):
+    """The keys of this script."""
+
+    repeats: int = key(25, least=1, help="turns of each side, whose medians count")
+    shape: tuple[int, ...] = key((128, 256, 13, 13), least=1, help="shape of the maps: N, C, H, W")
 
 
 def step(pool: Callable[[Tensor], Tensor], maps: Tensor, gradient: Tensor) -> Tensor:
@@ -26,28 +36,26 @@ def step(pool: Callable[[Tensor], Tensor], maps: Tensor, gradient: Tensor) -> Te
 
 def main(arguments: list[str]) -> None:
     """Compare in both layouts, print a table and write it as JSON."""
-    given = options({"out": None, "repeats": "25", "shape": "128,256,13,13"}, arguments)
+    options = parse_options(Options, arguments, "python benchmarks/spp.py out=results/spp.json")
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    shape = tuple(map(int, given["shape"].split(",")))
+    shape = options.shape
     pools: dict[str, Callable[[Tensor], Tensor]] = {
         "level by level": LevelByLevel(),
         "ours": SpatialPyramidPool(),
         "ours compiled": torch.compile(SpatialPyramidPool(), dynamic=False),
     }
-    results = machine("python benchmarks/spp.py", shape=shape)
+    results = describe_run("python benchmarks/spp.py", shape=shape)
     cells = []
     for name, layout in LAYOUTS.items():
         maps = torch.randn(shape, device=device).relu_().to(memory_format=layout).requires_grad_()
         gradient = torch.randn(shape[0], shape[1] * 50, device=device)
-        seconds = interleaved(
-            {k: partial(step, pool, maps, gradient) for k, pool in pools.items()}, int(given["repeats"])
-        )
+        seconds = time_in_turns({k: partial(step, pool, maps, gradient) for k, pool in pools.items()}, options.repeats)
         ratios = {key: seconds["level by level"] / value for key, value in seconds.items()}
         results[name] = {"seconds": seconds, "times_faster": ratios}
         cells += [(name, key, f"{ratio:.1f}") for key, ratio in ratios.items()]
-    print(terminal_table(("layout", "pyramid", "times the speed of level by level"), cells))
-    write_json(results, given["out"])
+    print(format_table(("layout", "pyramid", "times the speed of level by level"), cells))
+    write_json(results, options.out)
 
 
 if __name__ == "__main__":
-    one_line(lambda: main(sys.argv[1:]))
+    end_in_one_line(lambda: main(sys.argv[1:]))

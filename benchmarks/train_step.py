@@ -1,4 +1,4 @@
-"""Training steps: plain PyTorch, ours, and a ceiling: python benchmarks/train_step.py [nets=zf5] [out=FILE.json].
+"""Training steps: plain PyTorch, ours, and a ceiling: python benchmarks/train_step.py [key=value ...].
 
 plain     nn.LocalResponseNorm, one adaptive pooling a level, NCHW, uncompiled, as PyTorch comes
 ours      as train.py does it: channels_last, fused SGD, freed memory kept on a CPU
@@ -12,26 +12,45 @@ import itertools
 import json
 import multiprocessing
 import sys
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import torch
-from timing import STEP_OPTIONS, LevelByLevel, in_turns, machine, multiply_adds, seconds_of, write_json
+from timing import (
+    LevelByLevel,
+    StepOptions,
+    count_multiply_adds,
+    describe_run,
+    parse_options,
+    take_turns,
+    time_call,
+    write_json,
+)
 from torch import nn
 from torch.nn import functional as F
 
 from spp_cls import SPPNet, build_net
-from spp_cls.acceleration import keep_freed_memory, warm_up
-from spp_cls.errors import one_line
+from spp_cls.cli.errors import end_in_one_line
+from spp_cls.cli.schema import key
+from spp_cls.cli.terminal import format_table
 from spp_cls.models.specs import SPECS
-from spp_cls.options import options
-from spp_cls.text_tables import terminal_table
+from spp_cls.training.acceleration import keep_freed_memory, warm_up
 
 VERSIONS = ("plain", "ours", "ours compiled", "ceiling", "ceiling compiled")
 
 
-def plain(name: str) -> SPPNet:
+@dataclass(frozen=True)
+class Options(StepOptions):
+    """The keys of this script."""
+
+    batch: tuple[int, ...] = key((32,), least=1, help="images of a step")
+    precisions: tuple[str, ...] = key(("32-true", "bf16-mixed"), help="precisions of a step")
+    peak_tflops: float | None = key(None, above=0, help="peak of the GPU, for the part of it that is reached")
+
+
+def build_plain(name: str) -> SPPNet:
     """Build a network of plain PyTorch layers alone."""
     net = build_net(name, init="kaiming")
     _replace_norms(net, lambda: nn.LocalResponseNorm(5))
@@ -39,7 +58,7 @@ def plain(name: str) -> SPPNet:
     return net
 
 
-def ceiling(name: str) -> SPPNet:
+def build_ceiling(name: str) -> SPPNet:
     """Build a network without LRN and pyramid."""
     net = build_net(name, levels=(6,), init="kaiming")
     _replace_norms(net, nn.Identity)
@@ -48,9 +67,9 @@ def ceiling(name: str) -> SPPNet:
 
 
 def _replace_norms(net: SPPNet, layer: Any) -> None:
-    for key, _ in list(net.backbone.named_children()):
-        if key.startswith("norm"):
-            setattr(net.backbone, key, layer())
+    for name, _ in list(net.backbone.named_children()):
+        if name.startswith("norm"):
+            setattr(net.backbone, name, layer())
 
 
 def serve(version: str, name: str, size: int, batch: int, precision: str, turns: Connection) -> None:
@@ -58,7 +77,7 @@ def serve(version: str, name: str, size: int, batch: int, precision: str, turns:
     torch.manual_seed(0)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     layout = torch.contiguous_format if version == "plain" else torch.channels_last
-    build = {"plain": plain, "ceiling": ceiling}.get(
+    build = {"plain": build_plain, "ceiling": build_ceiling}.get(
         version.removesuffix(" compiled"), lambda n: build_net(n, init="kaiming")
     )
     net = build(name).to(device).to(memory_format=layout)
@@ -68,7 +87,7 @@ def serve(version: str, name: str, size: int, batch: int, precision: str, turns:
         if device.type == "cpu":
             keep_freed_memory()
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-5, momentum=0.9, fused=version != "plain")
-    images = (50 * torch.randn(batch, 3, size, size, device=device)).to(memory_format=layout)
+    images = torch.randn(batch, 3, size, size, device=device).to(memory_format=layout)
     labels = torch.randint(1000, (batch,), device=device)
     context = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
     if version.endswith("compiled"):
@@ -84,7 +103,7 @@ def serve(version: str, name: str, size: int, batch: int, precision: str, turns:
 
     turns.send(True)
     while turns.recv():
-        turns.send(seconds_of(step))
+        turns.send(time_call(step))
 
 
 class Version:
@@ -111,49 +130,46 @@ class Version:
 
 def main(arguments: list[str]) -> None:
     """Compare all nets at all sizes, print a table and write it as JSON."""
-    given = options(
-        {**STEP_OPTIONS, "precisions": "32-true,bf16-mixed", "repeats": "5", "peak_tflops": None}, arguments
-    )
-    batches = [int(batch) for batch in given["batch"].split(",")]
-    results = machine("python benchmarks/train_step.py", steps=[])
-    if given["out"] and Path(given["out"]).is_file():
+    options = parse_options(Options, arguments, "python benchmarks/train_step.py nets=zf5 out=results/train_step.json")
+    results = describe_run("python benchmarks/train_step.py", steps=[])
+    if options.out and Path(options.out).is_file():
         # Each setting is compared within itself, so that settings can be measured in several calls.
-        results["steps"] = json.loads(Path(given["out"]).read_text())["steps"]
-    names, sizes = given["nets"].split(","), [int(size) for size in given["sizes"].split(",")]
-    for name, size, batch, precision in itertools.product(names, sizes, batches, given["precisions"].split(",")):
+        results["steps"] = json.loads(Path(options.out).read_text())["steps"]
+    settings = itertools.product(options.nets, options.sizes, options.batch, options.precisions)
+    for name, size, batch, precision in settings:
         versions = {version: Version(version, name, size, batch, precision) for version in VERSIONS}
-        seconds = in_turns({key: version.step for key, version in versions.items()}, int(given["repeats"]))
+        seconds = take_turns({label: version.step for label, version in versions.items()}, options.repeats)
         for version in versions.values():
             version.stop()
         found: dict[str, Any] = {"net": name, "size": size, "batch": batch, "precision": precision, "seconds": seconds}
-        found["work"] = work_of_step(name, size, batch)
-        if given["peak_tflops"]:
+        found["work"] = count_work(name, size, batch)
+        if options.peak_tflops:
             rate = 2 * found["work"] / min(seconds["ours"], seconds["ours compiled"])
-            found["share_of_peak"] = rate / (1e12 * float(given["peak_tflops"]))
-        key = (name, size, batch, precision)
-        others = [s for s in results["steps"] if (s["net"], s["size"], s["batch"], s["precision"]) != key]
-        results["steps"] = sorted([*others, found], key=_place)
-        print(table_of([found]), flush=True)
-        write_json(results, given["out"])
-    print(table_of(results["steps"]))
+            found["share_of_peak"] = rate / (1e12 * options.peak_tflops)
+        setting = (name, size, batch, precision)
+        others = [s for s in results["steps"] if (s["net"], s["size"], s["batch"], s["precision"]) != setting]
+        results["steps"] = sorted([*others, found], key=_get_order)
+        print(make_table([found]), flush=True)
+        write_json(results, options.out)
+    print(make_table(results["steps"]))
 
 
-def _place(found: dict[str, Any]) -> tuple[Any, ...]:
+def _get_order(found: dict[str, Any]) -> tuple[Any, ...]:
     return list(SPECS).index(found["net"]), found["precision"], -found["size"], found["batch"]
 
 
-def work_of_step(name: str, size: int, batch: int) -> int:
+def count_work(name: str, size: int, batch: int) -> int:
     """Count the multiply-adds of a step: forward, and twice as many backward but for the images' own gradient."""
     net = build_net(name).eval()
     image = torch.zeros(1, 3, size, size)
     with torch.inference_mode():
-        forward = multiply_adds(net, lambda: net(image))
+        forward = count_multiply_adds(net, lambda: net(image))
         conv1 = nn.Sequential(net.backbone.get_submodule("conv1"))
-        first = multiply_adds(conv1, lambda: conv1(image))
+        first = count_multiply_adds(conv1, lambda: conv1(image))
     return batch * (3 * forward - first)
 
 
-def table_of(steps: list[dict[str, Any]]) -> str:
+def make_table(steps: list[dict[str, Any]]) -> str:
     """Return the ratios of each setting."""
     header = (
         "net",
@@ -180,8 +196,8 @@ def table_of(steps: list[dict[str, Any]]) -> str:
                 f"{seconds['ceiling compiled'] / seconds['ours']:.2f}",
             )
         )
-    return terminal_table(header, cells)
+    return format_table(header, cells)
 
 
 if __name__ == "__main__":
-    one_line(lambda: main(sys.argv[1:]))
+    end_in_one_line(lambda: main(sys.argv[1:]))

@@ -3,20 +3,25 @@
 Importing the package registers the networks with timm.
 """
 
-import spp_cls.models.timm_registry  # noqa: F401
-from spp_cls.checkpoint import load_net
-from spp_cls.errors import UserError
+import spp_cls.models.registry  # noqa: F401
+from spp_cls.cli.errors import UserError
+from spp_cls.models.backbone import Backbone, register_backbone
+from spp_cls.models.checkpoint import load_net
+from spp_cls.models.head import Head
 from spp_cls.models.lrn import LocalResponseNorm
-from spp_cls.models.net import NetRecipe, SPPNet, build_net
+from spp_cls.models.net import NetConfig, SPPNet, build_net
 from spp_cls.models.pyramid import SpatialPyramidPool, pool_windows
 
 __all__ = [
+    "Backbone",
+    "Head",
     "LocalResponseNorm",
-    "NetRecipe",
+    "NetConfig",
     "SPPNet",
     "SpatialPyramidPool",
     "UserError",
     "build_net",
     "load_net",
     "pool_windows",
+    "register_backbone",
 ]

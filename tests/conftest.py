@@ -17,9 +17,9 @@ import torch
 from PIL import Image
 
 from spp_cls import SPPNet, build_net
-from spp_cls.command import run as run_command
-from spp_cls.errors import one_line
-from spp_cls.export import export
+from spp_cls.cli.errors import end_in_one_line
+from spp_cls.data.loading.batch import normalize
+from spp_cls.export.formats import export_net
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -68,8 +68,6 @@ Command = Callable[..., Result]
 
 def run_here(patch: pytest.MonkeyPatch, folder: Path, script: str, *overrides: str) -> int:
     """Run train.py or eval.py in a folder, but in this process; return the status."""
-    module = runpy.run_path(str(REPOSITORY / script))
-    task = module["train" if script == "train.py" else "test"]
     patch.chdir(folder)
     patch.setattr(sys, "argv", [str(REPOSITORY / script), *overrides])
     with warnings.catch_warnings():
@@ -77,7 +75,7 @@ def run_here(patch: pytest.MonkeyPatch, folder: Path, script: str, *overrides: s
         warnings.resetwarnings()
         warnings.simplefilter("default")
         try:
-            run_command(task, REPOSITORY / "conf", script.removesuffix(".py"))
+            runpy.run_path(str(REPOSITORY / script), run_name="__main__")
         except SystemExit as leave:
             return int(leave.code or 0)
     return 0
@@ -104,12 +102,13 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
     """Run a command such as spp_cls.export in an empty folder and in this process, as python -m does."""
 
     def run(module: str, *arguments: str) -> Result:
-        main = importlib.import_module(module).main
+        found = importlib.import_module(module)
+        main = importlib.import_module(f"{module}.__main__").main if hasattr(found, "__path__") else found.main
         monkeypatch.chdir(tmp_path)
         capfd.readouterr()
         status = 0
         try:
-            one_line(lambda: main(arguments))
+            end_in_one_line(lambda: main(arguments))
         except SystemExit as leave:
             status = int(leave.code or 0)
         printed = capfd.readouterr()
@@ -120,10 +119,12 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
 
 def write_checkpoint(path: Path, **options: Any) -> SPPNet:
     """Write a checkpoint as training does, with new weights that tell images apart; return its network."""
-    net = build_net(**{"name": "zf5_tiny", "num_classes": 3, "init": "kaiming", "input_size": 64, **options})
+    std = (57.6,) * options.get("in_chans", 3)
+    defaults = {"name": "zf5_tiny", "num_classes": 3, "init": "kaiming", "std": std, "input_size": 64}
+    net = build_net(**{**defaults, **options})
     weights = {f"net.{key}": value for key, value in net.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save({"net_recipe": asdict(net.recipe), "state_dict": weights, "epoch": 0}, path)
+    torch.save({"net_config": asdict(net.config), "state_dict": weights, "epoch": 0}, path)
     return net.eval()
 
 
@@ -136,18 +137,18 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("exported")
     torch.manual_seed(0)
     write_checkpoint(folder / "best.ckpt", class_names=CLASSES)
-    export(folder / "best.ckpt", ["safetensors", "onnx", "torch"], folder / "export")
+    export_net(folder / "best.ckpt", ["safetensors", "onnx", "torch"], folder / "export")
     return folder
 
 
-def pixels_minus_mean(net: SPPNet, *shapes: tuple[int, int, int]) -> list[torch.Tensor]:
-    """Random images for a network, one batch for each shape of N, H, W: smooth colours with some noise."""
+def make_inputs(net: SPPNet, *shapes: tuple[int, int, int]) -> list[torch.Tensor]:
+    """Random inputs for a network, one batch for each shape of N, H, W: smooth colours with some noise, normalised."""
     batches = []
     for number, height, width in shapes:
-        coarse = torch.rand(number, net.recipe.in_chans, 4, 5)
+        coarse = torch.rand(number, net.config.in_chans, 4, 5)
         smooth = torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear")
-        pixels = (255 * (0.7 * smooth + 0.3 * torch.rand(number, net.recipe.in_chans, height, width))).round()
-        batches.append(pixels - torch.tensor(net.recipe.mean).view(1, -1, 1, 1))
+        pixels = (255 * (0.7 * smooth + 0.3 * torch.rand(number, net.config.in_chans, height, width))).round()
+        batches.append(normalize(pixels, net.config.mean, net.config.std))
     return batches
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from spp_cls.command import run
+from spp_cls.cli.command import run
 
 REPOSITORY = Path(__file__).parent.parent
 

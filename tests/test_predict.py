@@ -6,14 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from lightning_fabric import Fabric
 from PIL import Image
 
 import spp_cls
 from spp_cls.data.sources import open_source
-from spp_cls.evaluation.evaluate import evaluate
-from spp_cls.evaluation.views import PROTOCOLS
-from spp_cls.export import export
+from spp_cls.evaluation import evaluate
+from spp_cls.export.formats import export_net
 from tests.conftest import CLASSES, Result, Tool, error_of, write_checkpoint, write_image, write_image_folder
 
 NETS = ["best.ckpt", "export", "export/model.onnx", "export/model.pt2"]
@@ -35,7 +33,7 @@ def expected_scores(exported: Path, image: Path, protocol: str) -> list[float]:
     # 256 / 224 of the training crop of 64, rounded.
     scale = 73 / min(picture.size)
     picture = picture.resize([round(side * scale) for side in picture.size], Image.Resampling.BILINEAR)
-    pixels = np.asarray(picture, np.float32) - np.float32([123.675, 116.28, 103.53])
+    pixels = (np.asarray(picture, np.float32) - np.float32([123.675, 116.28, 103.53])) / np.float32(57.6)
     whole = torch.from_numpy(pixels).permute(2, 0, 1)[None]
     height, width = whole.shape[2:]
     if protocol.startswith("full"):
@@ -69,14 +67,14 @@ def test_protocols_on_whole_images_and_crops(net: str, exported: Path, tmp_path:
 
 @pytest.mark.parametrize("protocol", ["map10", "map98"])
 def test_protocols_on_maps_are_the_evaluators(protocol: str, exported: Path, tmp_path: Path, tool: Tool) -> None:
-    files = open_source("imagefolder", write_image_folder(tmp_path / "images", train=1, val=1), "val")
+    source = open_source("imagefolder", write_image_folder(tmp_path / "images", train=1, val=1), "val")
     net = spp_cls.load_net(exported / "best.ckpt")
-    expected = evaluate(net, files, [PROTOCOLS[protocol]], Fabric(accelerator="cpu"), progress=False)[protocol]
+    expected = evaluate(net, source, [protocol], progress=False)[protocol]
     for name in NETS[:2]:
         lines = lines_of(
             tool("spp_cls.predict", str(exported / name), "images/val", "format=json", f"protocol={protocol}")
         )
-        assert [line["image"] for line in lines] == [f"images/val/{files.name(i)}" for i in range(len(files))]
+        assert [line["image"] for line in lines] == [f"images/val/{source.name(i)}" for i in range(len(source))]
         found = torch.tensor([[each["score"] for each in line["classes"]] for line in lines])
         # One image at a time instead of many: sums in another order.
         torch.testing.assert_close(found, expected.scores, rtol=1e-5, atol=1e-6)
@@ -122,7 +120,7 @@ def test_a_damaged_image_is_named_and_the_others_are_printed(
 def test_networks_without_spp_or_without_names(tmp_path: Path, tool: Tool) -> None:
     write_image(tmp_path / "a.jpg", 150, 100, (200, 40, 40))
     write_checkpoint(tmp_path / "best.ckpt", pooling="none", num_classes=7)
-    export(tmp_path / "best.ckpt", ["onnx"], tmp_path)
+    export_net(tmp_path / "best.ckpt", ["onnx"], tmp_path)
     for name in ("best.ckpt", "model.onnx"):
         (line,) = lines_of(tool("spp_cls.predict", name, "a.jpg", "format=json"))
         assert line["protocol"] == "crop1"
@@ -142,9 +140,9 @@ def test_networks_without_spp_or_without_names(tmp_path: Path, tool: Tool) -> No
         (["nowhere.onnx", "a.jpg"], "there is no file nowhere.onnx"),
         (["a.jpg", "a.jpg"], "a.jpg is not a checkpoint of spp_cls"),
         (["best.ckpt", "a.jpg", "protocol=full3"], "there is no protocol 'full3'"),
-        (["best.ckpt", "a.jpg", "format=xml"], "format is table or json, not xml"),
-        (["best.ckpt", "a.jpg", "top=0"], "top is a number of classes from 1 up, not 0"),
-        (["best.ckpt", "a.jpg", "protocl=full1"], "protocl=full1 is none of the keys here"),
+        (["best.ckpt", "a.jpg", "format=xml"], "format is table or json, not 'xml'"),
+        (["best.ckpt", "a.jpg", "top=0"], "top is a whole number from 1, not 0"),
+        (["best.ckpt", "a.jpg", "protocl=full1"], "there is no key protocl; did you mean protocol?"),
         (["grey.ckpt", "a.jpg"], "the network has 1 input channels"),
     ],
 )

@@ -51,8 +51,8 @@ def test_several_devices_and_several_runs_are_refused(image_folder: Path, tmp_pa
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["seed=0,1", "data.rooot=x"], "error: there is no key data.rooot in the configuration"),
-        (["optimizer.learning_rate=0.1,fast"], "error: optimizer.learning_rate is a number such as 0.01, not 'fast'"),
+        (["seed=0,1", "data.rooot=x"], "error: there is no key data.rooot; did you mean data.root?"),
+        (["optimizer.lr=0.1,fast"], "error: optimizer.lr is a number or Tensor, not 'fast'"),
         (["seed=range(2)", "model=zf5_tiny,zf6"], "error: In 'train': Could not find 'model/zf6'"),
         (["seed=0,1", "name=["], "error: "),
         (["hydra/launcher=slurm", "trainer.devices=auto"], "error: a job of SLURM has one task a device; set trainer"),

@@ -37,7 +37,7 @@ def trained(shared_image_folder: Path, tmp_path_factory: pytest.TempPathFactory)
 
 def test_training_says_what_it_does_and_what_to_type_next(trained: Path, shared_image_folder: Path) -> None:
     printed = (trained / "stdout").read_text()
-    assert "zf5_tiny, SPP (6, 3, 2, 1)" in printed
+    assert "zf5 at width 0.25, SPP (6, 3, 2, 1)" in printed
     assert "24 images to train on, 9 to validate, 3 classes" in printed
     assert "images/s=" in printed
     assert "top-1 error=" in printed
@@ -125,7 +125,9 @@ def test_the_same_command_resumes(trained: Path, shared_image_folder: Path, tmp_
     after = torch.load(folder / "runs/small/last.ckpt", weights_only=True)["validation_errors"]
     assert len(after) == 3
     assert after[:2] == before
-    assert "has another recipe (levels was (6, 3, 2, 1), is (4, 2, 1))" in error_of(train(3, "model.levels=[4,2,1]"))
+    assert "was started with other keys (levels was (6, 3, 2, 1), is (4, 2, 1))" in error_of(
+        train(3, "model.levels=[4,2,1]")
+    )
 
 
 def remove_classes(root: Path) -> None:
@@ -153,7 +155,10 @@ def stranger_in_val(root: Path) -> None:
         (None, ["data.batch_size=64"], "24 training images do not fill a batch of 64"),
         (None, ["sizes=[64,16]"], "the smallest side it takes is 23"),
         (None, ["model.pooling=none"], "takes images of 64 x 64 pixels, not 51 x 51"),
-        (None, ["seed=-1"], "seed is 0 or more"),
+        (None, ["sizes=180"], "sizes lists whole numbers of pixels, such as [224,180], not 180"),
+        (None, ["sizes=null"], "sizes lists whole numbers of pixels"),
+        (None, ["sizes=[64,6.5]"], "sizes lists whole numbers of pixels"),
+        (None, ["seed=-1"], "seed is a whole number from 0 to 4294967295, not -1"),
     ],
 )
 def test_mistakes_in_training(change, overrides: list[str], message: str, image_folder: Path, command: Command) -> None:
@@ -185,6 +190,7 @@ def without_override() -> None:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="capabilities are Linux's")
+@pytest.mark.slow
 def test_no_permission_for_the_run_folder(image_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
     arguments = (*TINY, f"data.root={image_folder}", "run_folder=locked/run")
@@ -215,6 +221,8 @@ def test_damaged_images(image_folder: Path, command: Command, trained: Path) -> 
         ([], "ckpt is not set"),
         (["ckpt=images/val/red/0.jpg"], "images/val/red/0.jpg is not a checkpoint of spp_cls"),
         (["protocol=[crop2]"], "there is no protocol 'crop2'; choose among crop1, crop10"),
+        (["protocol=7"], "protocol is a name or a list of names, such as [crop1,full1], not 7"),
+        (["protocol=[crop1,null]"], "protocol is a name or a list of names"),
         (["protocl=[crop1]"], "there is no key protocl"),
         (["data.root=two"], "has 2 classes, the checkpoint 3"),
         (["protocol=custom", "scales=[200]"], "scale 200 is smaller than the window of 224"),

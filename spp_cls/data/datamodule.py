@@ -7,33 +7,41 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 import torch
-from torch.utils.data import Dataset
 
-from spp_cls.data.batch import Batch, finish_on_device
-from spp_cls.data.crops import min_side_of
-from spp_cls.data.dataset import CentreCrops, TrainingCrops
-from spp_cls.data.device_images import CachedCrops, DeviceImages
-from spp_cls.data.loader import BatchLoader, TrainingLoader
-from spp_cls.data.sampler import ShardSampler, TrainingSampler
-from spp_cls.data.sizes import possible_sizes, size_of_epoch
+from spp_cls.cli.errors import UserError
+from spp_cls.data.loading.batch import Batch, finish_on_device
+from spp_cls.data.loading.dataset import CentreCrops, TrainingCrops
+from spp_cls.data.loading.device_images import CachedCrops, DeviceImages
+from spp_cls.data.loading.loader import BatchLoader, TrainingLoader
+from spp_cls.data.loading.sampler import ShardSampler, TrainingSampler
+from spp_cls.data.loading.workers import count_workers
 from spp_cls.data.sources import ImageSource, open_source
-from spp_cls.data.workers import worker_count
-from spp_cls.errors import UserError
+from spp_cls.data.transforms.augmentation import (
+    Augmentation,
+    AugmentFunction,
+    PaperAugmentation,
+    convert_to_augmentation,
+)
+from spp_cls.data.transforms.crops import compute_min_side
+from spp_cls.data.transforms.sizes import choose_size, list_sizes
 from spp_cls.models.net import IMAGENET_MEAN
 
 _log = logging.getLogger(__name__)
 
+_PAPER_AUGMENTATION = PaperAugmentation()
+
 
 class ImageNetDataModule(pl.LightningDataModule):
-    """Crops of `crop` pixels from a data set on disk, resized on the device to the size of the epoch.
+    """Augmented training images of `crop` pixels, resized on the device to the size of the epoch, and centre crops.
 
-    `batch_size` is the global batch, divided by the number of processes. `num_workers` is as in worker_count;
-    `timeout` is how many seconds a batch may take to be read (0: any). With `cache` device, all training images are
-    kept decoded on the device. `sizes` is as in size_of_epoch. `mean` is subtracted from pixels of 0..255. Batches
-    are float N x 3 x size x size in training, N x 3 x crop x crop in validation, which sees each image once.
+    `kind` and `root` are as in open_source. `batch_size` is the global batch, divided by the number of processes.
+    `num_workers` is as in count_workers; `timeout` limits the seconds for reading a batch (0: no limit). With `cache`
+    device, all training images are kept decoded on the device. `sizes` is as in choose_size. `augmentation` may also
+    be a function, as ImageAugmentation.augment. Pixels of 0..255 become (pixels - mean) / std. Batches are float
+    N x 3 x size x size in training, N x 3 x crop x crop in validation, which sees each image once.
 
     Raises:
-        UserError: the data set is not as its kind says, or too small for a batch, or sizes are no sizes.
+        UserError: if the data set is not laid out as its kind says, or too small for a batch, or an argument is wrong.
     """
 
     def __init__(
@@ -41,13 +49,14 @@ class ImageNetDataModule(pl.LightningDataModule):
         kind: str,
         root: str,
         batch_size: int = 128,
-        num_workers: int | Literal["auto"] = "auto",
+        num_workers: int | str = "auto",
         timeout: float = 600,
         cache: Literal["none", "device"] = "none",
         crop: int = 224,
         sizes: str | Sequence[int] = "single",
-        colour_deviation: float = 0.1,
+        augmentation: Augmentation | AugmentFunction = _PAPER_AUGMENTATION,
         mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = (1.0, 1.0, 1.0),
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -59,69 +68,78 @@ class ImageNetDataModule(pl.LightningDataModule):
         self.cache = cache
         self.crop = crop
         self.sizes = sizes
-        self.colour_deviation = colour_deviation
+        self.augmentation = convert_to_augmentation(augmentation)
         self.mean = tuple(mean)
+        self.std = tuple(std)
         self.seed = seed
         self.replaced: set[str] = set()
         # Checkpoints carry them, so that results can say what a network was trained on.
         self.save_hyperparameters("sizes", logger=False)
-        worker_count(num_workers)
+        count_workers(num_workers)
         if cache not in ("none", "device"):
             raise UserError(f"data.cache is none or device, not {cache!r}")
+        if cache == "device" and not self.augmentation.can_crop_on_device:
+            raise UserError(
+                "data.cache=device works with augmentations that only crop, flip and shift colours, such as the "
+                "paper's; set data.cache=none"
+            )
         if timeout < 0:
-            raise UserError(f"data.timeout is 0 seconds or more, not {timeout}")
+            raise UserError(f"data.timeout is a number of seconds from 0, not {timeout}")
         if seed < 0:
-            raise UserError(f"seed is 0 or more, not {seed}")
-        self.possible_sizes = possible_sizes(sizes, crop)
+            raise UserError(f"seed is a whole number from 0, not {seed}")
+        self.possible_sizes = list_sizes(sizes, crop)
 
     @cached_property
-    def train_files(self) -> ImageSource:
+    def train_source(self) -> ImageSource:
         """The training images."""
         return open_source(self.kind, self.root, "train")
 
     @cached_property
-    def val_files(self) -> ImageSource:
+    def val_source(self) -> ImageSource:
         """The validation images."""
         return open_source(self.kind, self.root, "val")
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """Names of the classes, in the order of their numbers."""
-        return self.train_files.class_names
+        """Names of the classes, in the order of the labels."""
+        return self.train_source.class_names
 
     def setup(self, stage: str) -> None:
-        """List the data and check that it fills a batch, before anything is read."""
-        self.check_batch(self._shares)
-        if not len(self.val_files):
-            raise UserError(f"there are no validation images in {self.val_files.root}")
+        """List the data and check that it fills a batch, before any image is read."""
+        self.check_batch(self._num_chunks)
+        if not len(self.val_source):
+            raise UserError(f"there are no validation images in {self.val_source.root}")
 
-    def check_batch(self, shares: int) -> None:
-        """Raise UserError if the global batch is not `shares` equal ones, or the training images do not fill it.
+    def check_batch(self, num_chunks: int) -> None:
+        """Check that the training images fill a global batch, and that it divides into equal chunks.
 
-        Each process takes as many shares as it accumulates gradients of.
+        There is one chunk for each process and each batch whose gradients it accumulates.
+
+        Raises:
+            UserError: if they do not fill it, or it does not divide.
         """
-        if self.batch_size < 1 or self.batch_size % shares:
+        if self.batch_size < 1 or self.batch_size % num_chunks:
             raise UserError(
-                f"the global batch of {self.batch_size} does not divide by {shares} (processes times "
-                f"accumulated batches); set data.batch_size to a multiple of {shares}"
+                f"the global batch of {self.batch_size} does not divide by {num_chunks} (processes times "
+                f"accumulated batches); set data.batch_size to a multiple of {num_chunks}"
             )
-        if len(self.train_files) < self.batch_size:
+        if len(self.train_source) < self.batch_size:
             raise UserError(
-                f"{len(self.train_files)} training images do not fill a batch of {self.batch_size}; "
+                f"{len(self.train_source)} training images do not fill a batch of {self.batch_size}; "
                 "set a smaller data.batch_size"
             )
 
     @property
     def batch_size_of_step(self) -> int:
-        """Images of a training step of one process, whose gradients are added up over the global batch."""
-        return self.batch_size // self._shares
+        """Images of a batch of one process; gradients are accumulated over the global batch."""
+        return self.batch_size // self._num_chunks
 
     @property
-    def _shares(self) -> int:
-        return self._processes * (self.trainer.accumulate_grad_batches if self.trainer else 1)
+    def _num_chunks(self) -> int:
+        return self._world_size * (self.trainer.accumulate_grad_batches if self.trainer else 1)
 
     @property
-    def _processes(self) -> int:
+    def _world_size(self) -> int:
         return self.trainer.world_size if self.trainer else 1
 
     @property
@@ -133,66 +151,62 @@ class ImageNetDataModule(pl.LightningDataModule):
         return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
 
     @property
-    def _workers(self) -> int:
-        return worker_count(self.num_workers, self.trainer.num_devices if self.trainer else 1)
+    def _num_workers(self) -> int:
+        return count_workers(self.num_workers, self.trainer.num_devices if self.trainer else 1)
 
     def train_dataloader(self) -> TrainingLoader:
-        """Batches of the current epoch's training crops, this process's share of each global batch."""
-        sampler = TrainingSampler(len(self.train_files), self.batch_size, self.seed, self._rank, self._processes)
+        """Return the loader of this process's chunks of the global batches of the current epoch."""
+        sampler = TrainingSampler(len(self.train_source), self.batch_size, self.seed, self._rank, self._world_size)
         if self.trainer is not None:
-            # Lightning tells the sampler the epoch only after it has started the workers of a resumed run, and
-            # corrects trainer.current_epoch even later; the epochs processed are right from the start.
+            # Lightning sets the sampler's epoch only after it has started the workers of a resumed run, and corrects
+            # trainer.current_epoch even later; the number of processed epochs is right from the start.
             progress: Any = self.trainer.fit_loop.epoch_progress.current
             sampler.set_epoch(progress.processed)
-        drawn = self.crop, self.seed, self.colour_deviation
-        dataset: Dataset[Any] = (
-            CachedCrops(self._cached_images, self.train_files.labels, *drawn)
-            if self.cache == "device"
-            else TrainingCrops(self.train_files, *drawn)
-        )
+        is_cached = self.cache == "device"
         return TrainingLoader(
-            dataset,
+            CachedCrops(self._device_images, self.crop, self.augmentation, self.seed)
+            if is_cached
+            else TrainingCrops(self.train_source, self.crop, self.augmentation, self.seed),
             self.batch_size_of_step,
             sampler=sampler,
-            trained=self._trained_batches,
-            # Cached images leave nothing for them to do.
-            num_workers=0 if self.cache == "device" else self._workers,
+            count_trained=self._count_trained,
+            # Cached images leave nothing to do for workers, nor to copy to the device.
+            num_workers=0 if is_cached else self._num_workers,
             timeout=self.timeout,
-            place=self.root,
-            # They are there already.
-            device=None if self.cache == "device" else self._device,
+            root=self.root,
+            device=None if is_cached else self._device,
         )
 
-    def _trained_batches(self) -> int:
+    def _count_trained(self) -> int:
         if self.trainer is None:
             return 0
         progress: Any = self.trainer.fit_loop.epoch_loop.batch_progress.current
         return int(progress.processed)
 
     @cached_property
-    def _cached_images(self) -> DeviceImages:
-        return DeviceImages(self.train_files, min_side_of(self.crop), self._device, self._workers)
+    def _device_images(self) -> DeviceImages:
+        return DeviceImages(self.train_source, compute_min_side(self.crop), self._device, self._num_workers)
 
     def val_dataloader(self) -> BatchLoader:
-        """Batches of this process's share of the validation images."""
+        """Return the loader of this process's shard of the validation images."""
         return BatchLoader(
-            CentreCrops(self.val_files, self.crop),
+            CentreCrops(self.val_source, self.crop),
             self.batch_size_of_step,
-            ShardSampler(len(self.val_files), self._rank, self._processes),
+            ShardSampler(len(self.val_source), self._rank, self._world_size),
             drop_last=False,
-            num_workers=self._workers,
+            num_workers=self._num_workers,
             timeout=self.timeout,
-            place=self.root,
+            root=self.root,
             device=self._device,
         )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Finish a batch on the device; tell of images that could not be decoded, each once."""
+        """Finish a batch on the device; warn once of each image that could not be decoded."""
         size = self.crop
         if self.trainer is not None and self.trainer.training:
-            size = size_of_epoch(self.sizes, self.trainer.current_epoch, self.crop, self.seed)
+            size = choose_size(self.sizes, self.trainer.current_epoch, self.crop, self.seed)
         for message in batch.replaced:
             if message not in self.replaced:
                 self.replaced.add(message)
                 _log.warning("%s; another image takes its place", message)
-        return finish_on_device(batch, self.mean, size)
+        return finish_on_device(batch, self.mean, self.std, size)

@@ -1,4 +1,4 @@
-"""Draws the demo data set: ten classes of textured shapes as JPEG files of varying size, aspect and object scale."""
+"""The demo data set: ten classes of textured shapes, in JPEG files of varying size, aspect and object scale."""
 
 import math
 import os
@@ -10,34 +10,34 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
-from spp_cls.errors import UserError
+from spp_cls.cli.errors import UserError
 
-IMAGES_A_CLASS = {"train": 200, "val": 50}
+IMAGES_PER_CLASS = {"train": 200, "val": 50}
 
 Random = np.random.Generator
 Mask = NDArray[np.float32]
 
 
 def draw_demo(root: Path) -> None:
-    """Draw the data set into `root` as train/<class>/<image>, unless it is there; the same images every time.
+    """Draw the data set into `root` as train/<class>/<image>, unless it exists; always the same images.
 
     Raises:
-        UserError: the folder cannot be written.
+        UserError: if the folder cannot be written.
     """
     if root.is_dir():
         return
     try:
         root.parent.mkdir(parents=True, exist_ok=True)
-        # Drawn aside and renamed, so that a folder that exists is whole; several processes may draw at once.
+        # Drawn beside it and renamed, so that a folder that exists is complete; several processes may draw at once.
         with tempfile.TemporaryDirectory(dir=root.parent, prefix=f".{root.name}-") as folder:
             drawn = Path(folder) / root.name
             print(f"Drawing the demo data set into {root}", flush=True)
-            for split_number, (split, count) in enumerate(IMAGES_A_CLASS.items()):
+            for split_number, (split, count) in enumerate(IMAGES_PER_CLASS.items()):
                 for class_number, name in enumerate(CLASSES):
                     (drawn / split / name).mkdir(parents=True)
                     for number in range(count):
                         random = np.random.default_rng([split_number, class_number, number])
-                        image = _draw(name, random)
+                        image = _draw_image(name, random)
                         image.save(drawn / split / name / f"{number:04d}.jpg", quality=90)
             try:
                 os.replace(drawn, root)
@@ -48,7 +48,7 @@ def draw_demo(root: Path) -> None:
         raise UserError(f"cannot draw the demo data set into {root}: {error.strerror}") from error
 
 
-def _draw(name: str, random: Random) -> Image.Image:
+def _draw_image(name: str, random: Random) -> Image.Image:
     texture, shape = name.split("_")
     width, height = (int(value) for value in 150 * np.exp(random.uniform(-0.25, 0.35, 2)))
     short = min(width, height)
@@ -56,18 +56,18 @@ def _draw(name: str, random: Random) -> Image.Image:
     centre = [
         random.uniform(min(0.9 * radius, side / 2), max(side - 0.9 * radius, side / 2)) for side in (width, height)
     ]
-    mask = _mask(shape, width, height, centre, radius, random.uniform(-0.4, 0.4))
+    mask = _draw_mask(shape, width, height, centre, radius, random.uniform(-0.4, 0.4))
     # The object must stand out; its two colours are far from each other and from the background.
     dark, light = random.uniform(0, 80, 3), random.uniform(175, 255, 3)
     pattern = TEXTURES[texture](width, height, radius, random)[..., None]
-    pixels = _background(width, height, random)
+    pixels = _draw_background(width, height, random)
     object_pixels = dark + (light - dark) * pattern
     pixels += (object_pixels - pixels) * mask[..., None]
     pixels += random.normal(0, 6, pixels.shape)
     return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
 
 
-def _background(width: int, height: int, random: Random) -> NDArray[np.float64]:
+def _draw_background(width: int, height: int, random: Random) -> NDArray[np.float64]:
     coarse = random.uniform(95, 160, (4, 5, 3)).astype(np.uint8)
     image = Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
     pen = ImageDraw.Draw(image)
@@ -77,7 +77,7 @@ def _background(width: int, height: int, random: Random) -> NDArray[np.float64]:
     return np.asarray(image.filter(ImageFilter.GaussianBlur(1))).astype(np.float64)
 
 
-def _mask(shape: str, width: int, height: int, centre: list[float], radius: float, angle: float) -> Mask:
+def _draw_mask(shape: str, width: int, height: int, centre: list[float], radius: float, angle: float) -> Mask:
     # Drawn at twice the size, so that edges come out smooth.
     image = Image.new("L", (2 * width, 2 * height))
     pen = ImageDraw.Draw(image)
@@ -97,13 +97,13 @@ def _mask(shape: str, width: int, height: int, centre: list[float], radius: floa
     return np.asarray(image.resize((width, height), Image.Resampling.BOX)).astype(np.float32) / np.float32(255)
 
 
-def _stripes(width: int, height: int, radius: float, random: Random) -> NDArray[np.float64]:
+def _draw_stripes(width: int, height: int, radius: float, random: Random) -> NDArray[np.float64]:
     angle, wave = random.uniform(0, math.pi), radius * random.uniform(0.3, 0.5)
     across, down = np.meshgrid(np.arange(width), np.arange(height))
     return (np.sin((across * math.cos(angle) + down * math.sin(angle)) * 2 * math.pi / wave) > 0).astype(np.float64)
 
 
-def _checks(width: int, height: int, radius: float, random: Random) -> NDArray[np.float64]:
+def _draw_checks(width: int, height: int, radius: float, random: Random) -> NDArray[np.float64]:
     angle, wave = random.uniform(0, math.pi / 2), radius * random.uniform(0.45, 0.7)
     across, down = np.meshgrid(np.arange(width), np.arange(height))
     first = np.sin((across * math.cos(angle) + down * math.sin(angle)) * 2 * math.pi / wave)
@@ -112,8 +112,8 @@ def _checks(width: int, height: int, radius: float, random: Random) -> NDArray[n
 
 
 TEXTURES: dict[str, Callable[[int, int, float, Random], NDArray[np.float64]]] = {
-    "checked": _checks,
-    "striped": _stripes,
+    "checked": _draw_checks,
+    "striped": _draw_stripes,
 }
 SHAPES = ("disc", "ring", "square", "star", "triangle")
 CLASSES = [f"{texture}_{shape}" for texture in TEXTURES for shape in SHAPES]

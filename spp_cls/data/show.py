@@ -1,42 +1,57 @@
-"""Draws a batch as the network sees it: python -m spp_cls.data.show data=KIND data.root=FOLDER [key=value ...].
-
-data=demo           what the folder is: demo, imagefolder, imagenet or packed
-data.root=data/demo
-out=sheet.png       the picture: rows of crops with their labels, at 224 pixels and resized to 180
-images=16           how many
-epoch=0 seed=0      of which epoch and seed
-crop=224            side of the training crop
-colour_deviation=0.1
-"""
+"""Draw training images as the network sees them: python -m spp_cls.data.show [key=value ...]."""
 
 import sys
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from spp_cls.data.batch import Batch, finish_on_device
-from spp_cls.data.dataset import TrainingCrops
-from spp_cls.data.sampler import TrainingSampler
-from spp_cls.data.sizes import possible_sizes
+from spp_cls.cli.arguments import parse_keys
+from spp_cls.cli.errors import UserError, end_in_one_line
+from spp_cls.cli.schema import key
+from spp_cls.data.loading.batch import Batch, finish_on_device
+from spp_cls.data.loading.dataset import TrainingCrops
+from spp_cls.data.loading.sampler import TrainingSampler
 from spp_cls.data.sources import open_source
-from spp_cls.errors import UserError, one_line
-from spp_cls.options import options, whole_number
+from spp_cls.data.transforms.augmentation import Augmentation, PaperAugmentation, create_augmentation
+from spp_cls.data.transforms.sizes import list_sizes
 
 _COLUMNS = 8
 _LINE = 14
 
+_USAGE = """python -m spp_cls.data.show [key=value ...]
 
-def contact_sheet(batch: Batch, sizes: list[int], class_names: tuple[str, ...]) -> Image.Image:
-    """Draw the images of a batch, as they are after augmentation, at each size, with the names of their classes."""
+Draws the first training images of an epoch after augmentation, with their classes, at both sizes of the paper's
+multi-size training."""
+_EXAMPLE = "python -m spp_cls.data.show data=imagefolder data.root=/data/flowers images=32"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShowOptions:
+    """The keys of the command."""
+
+    data: str = key("demo", help="demo, imagefolder, imagenet, packed or your own my_module.function")
+    root: str | None = key(None, name="data.root", help="folder of the data set; null: data/demo, for the demo")
+    out: str = key("sheet.png", help="picture to write")
+    images: int = key(16, help="number of images", least=1, most=10_000)
+    epoch: int = key(0, help="epoch whose images are drawn", least=0)
+    seed: int = key(0, help="seed of order and augmentation", least=0)
+    crop: int = key(224, help="side of the training crop", least=1, most=10_000)
+    augmentation: str = key("paper", help="paper, none or your own my_module.MyAugmentation")
+    pca_std: float = key(0.1, help="colour jitter of the paper's augmentation; 0: none", least=0)
+
+
+def draw_sheet(batch: Batch, sizes: list[int], class_names: tuple[str, ...]) -> Image.Image:
+    """Draw the images of a batch, after augmentation, at each size, with the names of their classes."""
     columns = min(_COLUMNS, len(batch.labels))
     rows = -(-len(batch.labels) // columns)
     sheet = Image.new("RGB", (columns * max(sizes), sum(rows * (size + _LINE) for size in sizes)), "white")
     pen = ImageDraw.Draw(sheet)
     top = 0
     for size in sizes:
-        images = finish_on_device(batch, mean=(0, 0, 0), size=size).images
+        images = finish_on_device(batch, mean=(0, 0, 0), std=(1, 1, 1), size=size).images
         pixels = images.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
         for number, label in enumerate(batch.labels.tolist()):
             left, above = number % columns * size, top + number // columns * (size + _LINE)
@@ -46,30 +61,28 @@ def contact_sheet(batch: Batch, sizes: list[int], class_names: tuple[str, ...]) 
     return sheet
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Draw the first images of an epoch."""
-    defaults = {"data": "demo", "data.root": None, "out": "sheet.png", "images": "16", "crop": "224"}
-    given = options({**defaults, "epoch": "0", "seed": "0", "colour_deviation": "0.1"}, arguments)
-    if given["data.root"] is None and given["data"] != "demo":
+    options = parse_keys(ShowOptions, arguments, _USAGE, _EXAMPLE)
+    if options.root is None and options.data != "demo":
         raise UserError("data.root is not set; give it as data.root=FOLDER")
-    source = open_source(given["data"], given["data.root"] or "data/demo", "train")
-    count = min(whole_number(given, "images"), len(source))
-    crop = whole_number(given, "crop")
-    seed, epoch = (int(given[key]) if given[key].isdecimal() else -1 for key in ("seed", "epoch"))
-    if min(seed, epoch) < 0:
-        raise UserError("seed and epoch are whole numbers from 0")
-    try:
-        deviation = float(given["colour_deviation"])
-    except ValueError as error:
-        raise UserError(f"colour_deviation is a number, not {given['colour_deviation']}") from error
-    sampler = TrainingSampler(len(source), count, seed)
-    sampler.set_epoch(epoch)
-    chosen = [place for place, _ in zip(sampler, range(count), strict=False)]
-    batch = TrainingCrops(source, crop, seed, deviation).__getitems__(chosen)
-    sheet = contact_sheet(batch, possible_sizes("alternate", crop), source.class_names)
-    sheet.save(Path(given["out"]), format="PNG")
-    print(f"{count} images of epoch {epoch}, seed {seed}: {given['out']}")
+    source = open_source(options.data, options.root or "data/demo", "train")
+    count = min(options.images, len(source))
+    sampler = TrainingSampler(len(source), count, options.seed)
+    sampler.set_epoch(options.epoch)
+    chosen = [epoch_index for epoch_index, _ in zip(sampler, range(count), strict=False)]
+    batch = TrainingCrops(source, options.crop, _create_augmentation(options), options.seed).__getitems__(chosen)
+    draw_sheet(batch, list_sizes("alternate", options.crop), source.class_names).save(options.out, format="PNG")
+    print(f"{count} images of epoch {options.epoch}, seed {options.seed}: {options.out}")
+
+
+def _create_augmentation(options: ShowOptions) -> Augmentation:
+    if options.augmentation == "paper":
+        return PaperAugmentation(pca_std=options.pca_std)
+    if options.augmentation == "none":
+        return PaperAugmentation(corners=False, flip=False, pca_std=0)
+    return create_augmentation({"_target_": options.augmentation})
 
 
 if __name__ == "__main__":
-    one_line(lambda: main(sys.argv[1:]))
+    end_in_one_line(lambda: main(sys.argv[1:]))

@@ -3,7 +3,7 @@
 import math
 
 
-def window_cells(start: int, stop: int, stride: int, first_centre: float, cells: int) -> tuple[int, int]:
+def find_cells(start: int, stop: int, stride: int, first_centre: float, cells: int) -> tuple[int, int]:
     """Return the first and last cell of a map whose centres lie strictly inside a window, along one axis.
 
     The window reaches from pixel border `start` to `stop`; the centre of cell j is pixel first_centre + stride * j.

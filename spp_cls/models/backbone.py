@@ -1,60 +1,62 @@
-"""The convolutional trunk of a network, and its geometry."""
+"""The convolutional part of a network, and the geometry of its feature map."""
 
 import math
-from collections import OrderedDict
+from collections.abc import Callable
 
-from torch import nn
+from torch import Tensor, nn
 
-from spp_cls.errors import UserError
+from spp_cls.cli.errors import UserError
 from spp_cls.models.lrn import LocalResponseNorm
-from spp_cls.models.specs import Conv, MaxPool, NetSpec, Norm
+from spp_cls.models.specs import SPECS, Conv, NetSpec, Norm
+
+WindowedLayer = nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d
 
 
-class Backbone(nn.Sequential):
-    """The layers of a spec, named conv1, relu1, norm1, pool1, conv2 and on.
+class Backbone(nn.Module):
+    """Images N x in_chans x H x W -> feature maps N x channels x map_size(H) x map_size(W).
 
-    Images of N x in_chans x H x W give feature maps of N x channels x map_size(H) x map_size(W).
+    A backbone of your own subclasses this and defines `forward`. The geometry is computed from its convolutions and
+    pools, in the order in which they were made, which is right for a chain of layers; a backbone with branches
+    overrides `windowed_layers` with the layers of one path, or the properties.
     """
 
-    def __init__(self, spec: NetSpec, in_chans: int = 3) -> None:
-        layers: OrderedDict[str, nn.Module] = OrderedDict()
-        channels, stage = in_chans, 0
-        for layer in spec.layers:
-            if isinstance(layer, Conv):
-                stage += 1
-                layers[f"conv{stage}"] = nn.Conv2d(channels, layer.channels, layer.kernel, layer.stride, layer.padding)
-                layers[f"relu{stage}"] = nn.ReLU(inplace=True)
-                channels = layer.channels
-            elif isinstance(layer, Norm):
-                layers[f"norm{stage}"] = LocalResponseNorm(layer.size, layer.alpha, layer.beta, layer.k)
-            else:
-                layers[f"pool{stage}"] = nn.MaxPool2d(layer.kernel, layer.stride, ceil_mode=layer.ceil)
-        super().__init__(layers)
-        self.spec = spec
-        self.channels = channels
+    # Factor of the learning rate of biases, here and in the head.
+    bias_lr_scale = 1.0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map N x in_chans x H x W images to the last feature map."""
+        raise NotImplementedError
+
+    def init_weights(self, init: str) -> None:
+        """Set the first weights of `model.init`, paper or kaiming; here they stay as PyTorch made them."""
+
+    def windowed_layers(self) -> list[WindowedLayer]:
+        """Return the layers that change the size of a map, from the image on."""
+        return [layer for layer in self.modules() if isinstance(layer, WindowedLayer)]
 
     @property
-    def _windowed_layers(self) -> list[Conv | MaxPool]:
-        return [layer for layer in self.spec.layers if not isinstance(layer, Norm)]
+    def channels(self) -> int:
+        """Channels of the last feature map."""
+        return [layer for layer in self.windowed_layers() if isinstance(layer, nn.Conv2d)][-1].out_channels
 
     @property
     def stride(self) -> int:
         """Pixels from the centre of a cell of the last map to that of the next (the paper's S)."""
-        return math.prod(layer.stride for layer in self._windowed_layers)
+        return math.prod(_side(layer.stride) for layer in self.windowed_layers())
 
     @property
     def first_centre(self) -> float:
         """Pixel (counted from 0) under the centre of the first cell of the last map."""
         centre, step = 0.0, 1
-        for layer in self._windowed_layers:
-            centre += ((layer.kernel - 1) / 2 - layer.padding) * step
-            step *= layer.stride
+        for layer in self.windowed_layers():
+            centre += ((_kernel(layer) - 1) / 2 - _padding(layer)) * step
+            step *= _side(layer.stride)
         return centre
 
     def map_size(self, size: int) -> int:
         """Cells along a side of the last map, for `size` pixels; 0 where the image is too small."""
-        for layer in self._windowed_layers:
-            size = layer.output_size(size)
+        for layer in self.windowed_layers():
+            size = _output_size(layer, size)
             if size < 1:
                 return 0
         return size
@@ -67,11 +69,118 @@ class Backbone(nn.Sequential):
             size += 1
         return size
 
-    def check_size(self, height: int, width: int) -> None:
-        """Raise UserError if images of height x width pixels leave no cell in the last map."""
-        smallest = self.smallest_input
-        if height < smallest or width < smallest:
-            raise UserError(
-                f"an image of {height} x {width} pixels leaves no cell in the last map of {self.spec.name}; "
-                f"the smallest side it takes is {smallest}"
-            )
+    @property
+    def first_conv(self) -> str:
+        """Name of the convolution that sees the image."""
+        return next(name for name, layer in self.named_modules() if isinstance(layer, nn.Conv2d))
+
+
+def _side(value: int | tuple[int, ...]) -> int:
+    sides = {value} if isinstance(value, int) else set(value)
+    if len(sides) != 1:
+        raise UserError(f"a layer has different values along height and width, {value}; the geometry needs one")
+    return sides.pop()
+
+
+def _kernel(layer: WindowedLayer) -> int:
+    """Return the pixels from the first to the last that a window reaches."""
+    dilation = 1 if isinstance(layer, nn.AvgPool2d) else _side(layer.dilation)
+    return dilation * (_side(layer.kernel_size) - 1) + 1
+
+
+def _padding(layer: WindowedLayer) -> int:
+    if isinstance(layer.padding, str):
+        raise UserError(f"the geometry needs a padding in numbers, and a layer has {layer.padding!r}")
+    return _side(layer.padding)
+
+
+def _output_size(layer: WindowedLayer, size: int) -> int:
+    stride, padding = _side(layer.stride), _padding(layer)
+    reach = size + 2 * padding - _kernel(layer)
+    if isinstance(layer, nn.Conv2d) or not layer.ceil_mode:
+        return reach // stride + 1
+    cells = -(-reach // stride) + 1
+    # PyTorch leaves out a last window that would begin in the padding behind the map.
+    return cells - 1 if (cells - 1) * stride >= size + padding else cells
+
+
+class PaperBackbone(Backbone):
+    """The layers of a spec of Table 1, named conv1, relu1, norm1, pool1, conv2 and on; `width` scales the channels."""
+
+    bias_lr_scale = 2.0
+
+    def __init__(self, spec: NetSpec, in_chans: int = 3, width: float = 1.0) -> None:
+        super().__init__()
+        self._first_biases: list[float] = []
+        channels, stage = in_chans, 0
+        for layer in spec.layers:
+            if isinstance(layer, Conv):
+                stage += 1
+                out_channels = scale_width(layer.channels, width)
+                conv = nn.Conv2d(channels, out_channels, layer.kernel, layer.stride, layer.padding)
+                self.add_module(f"conv{stage}", conv)
+                self.add_module(f"relu{stage}", nn.ReLU(inplace=True))
+                self._first_biases.append(layer.bias)
+                channels = out_channels
+            elif isinstance(layer, Norm):
+                self.add_module(f"norm{stage}", LocalResponseNorm(layer.size, layer.alpha, layer.beta, layer.k))
+            else:
+                self.add_module(f"pool{stage}", nn.MaxPool2d(layer.kernel, layer.stride, ceil_mode=layer.ceil))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map N x in_chans x H x W images to the last feature map."""
+        for layer in self.children():
+            images = layer(images)
+        return images
+
+    def init_weights(self, init: str) -> None:
+        """Set the first weights: N(0, 0.01) with AlexNet's biases (paper), or He's with biases 0 (kaiming)."""
+        convs = [layer for layer in self.modules() if isinstance(layer, nn.Conv2d)]
+        for conv, bias in zip(convs, self._first_biases, strict=True):
+            init_layer(conv, init, bias)
+
+
+def scale_width(channels: int, width: float) -> int:
+    """Return the channels of a layer at a width."""
+    return max(1, round(channels * width))
+
+
+def init_layer(layer: nn.Conv2d | nn.Linear, init: str, bias: float) -> None:
+    """Set a layer's first weights: N(0, 0.01) and a bias (paper), or He's and biases 0 (kaiming)."""
+    assert layer.bias is not None
+    if init == "paper":
+        nn.init.normal_(layer.weight, std=0.01)
+        nn.init.constant_(layer.bias, bias)
+    else:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
+        nn.init.zeros_(layer.bias)
+
+
+# Called with (in_chans, width).
+BackboneFactory = Callable[[int, float], Backbone]
+
+_FACTORIES: dict[str, BackboneFactory] = {}
+
+
+def register_backbone(name: str) -> Callable[[BackboneFactory], BackboneFactory]:
+    """Decorate a Backbone class, or a function, called with (in_chans, width): build_net and model.name know it."""
+
+    def register(factory: BackboneFactory) -> BackboneFactory:
+        _FACTORIES[name] = factory
+        return factory
+
+    return register
+
+
+def create_backbone(name: str, in_chans: int = 3, width: float = 1.0) -> Backbone:
+    """Return a new backbone, of Table 1 or a registered one.
+
+    Raises:
+        UserError: if no backbone has this name.
+    """
+    if name in SPECS:
+        return PaperBackbone(SPECS[name], in_chans, width)
+    if name in _FACTORIES:
+        return _FACTORIES[name](in_chans, width)
+    names = ", ".join([*SPECS, *_FACTORIES])
+    raise UserError(f"there is no network {name!r}; choose among {names}, or name the module of your own in plugins=")

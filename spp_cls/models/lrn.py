@@ -41,7 +41,7 @@ class _Normalise(torch.autograd.Function):
 
     dx = g * d^-beta - 2 * alpha * beta / size * x * W'(g * x * d^(-beta - 1)), W' the window mirrored.
 
-    A compiler gets these as expressions and fuses them. Without one, in _blocks.
+    A compiler gets these as expressions and fuses them. Without one, in _cut_into_blocks.
     """
 
     @staticmethod
@@ -49,11 +49,10 @@ class _Normalise(torch.autograd.Function):
         ctx.save_for_backward(maps)
         ctx.constants = size, alpha, beta, k
         if torch.compiler.is_compiling():
-            values = _at_least_float32(maps)
-            return (values * _scale(_denominator(values, size, alpha, k), beta)).to(maps.dtype)
+            return normalize_channels(maps, size, alpha, beta, k)
         result = torch.empty_like(maps)
-        for x, y in _blocks(maps, result):
-            torch.mul(x, _scale(_denominator_of_block(x, size, alpha, k), beta), out=y)
+        for x, y in _cut_into_blocks(maps, result):
+            torch.mul(x, _compute_scale(_compute_block_denominator(x, size, alpha, k), beta), out=y)
         return result
 
     @staticmethod
@@ -63,26 +62,32 @@ class _Normalise(torch.autograd.Function):
         size, alpha, beta, k = ctx.constants
         factor = -2 * alpha * beta / size
         if torch.compiler.is_compiling():
-            values = _at_least_float32(maps)
-            denominator = _denominator(values, size, alpha, k)
-            direct = _at_least_float32(gradient) * _scale(denominator, beta)
-            spread = _shifted_sum(direct * values / denominator, (size - 1) // 2, size // 2)
+            values = _raise_to_float32(maps)
+            denominator = _compute_denominator(values, size, alpha, k)
+            direct = _raise_to_float32(gradient) * _compute_scale(denominator, beta)
+            spread = _sum_shifted(direct * values / denominator, (size - 1) // 2, size // 2)
             return (direct + spread * values * factor).to(maps.dtype), None, None, None, None
         result = torch.empty_like(maps)
-        for x, g, dx in _blocks(maps, gradient, result):
-            denominator = _denominator_of_block(x, size, alpha, k)
-            direct = _scale(denominator, beta).mul_(g)
-            padded, inside = _padded_block(x, size, (size - 1) // 2, 0.0)
+        for x, g, dx in _cut_into_blocks(maps, gradient, result):
+            denominator = _compute_block_denominator(x, size, alpha, k)
+            direct = _compute_scale(denominator, beta).mul_(g)
+            padded, inside = _pad_block(x, size, (size - 1) // 2, 0.0)
             torch.div(direct * x, denominator, out=inside)
-            torch.addcmul(direct, x, _window_sum(padded, size, x.shape[1]), value=factor, out=dx)
+            torch.addcmul(direct, x, _sum_windows(padded, size, x.shape[1]), value=factor, out=dx)
         return result, None, None, None, None
 
 
-def _at_least_float32(values: Tensor) -> Tensor:
+def normalize_channels(maps: Tensor, size: int, alpha: float, beta: float, k: float) -> Tensor:
+    """Normalise N x C x H x W maps as LocalResponseNorm does, in one expression, which compilers and exporters fuse."""
+    values = _raise_to_float32(maps)
+    return (values * _compute_scale(_compute_denominator(values, size, alpha, k), beta)).to(maps.dtype)
+
+
+def _raise_to_float32(values: Tensor) -> Tensor:
     return values.to(torch.promote_types(values.dtype, torch.float32))
 
 
-def _scale(denominator: Tensor, beta: float) -> Tensor:
+def _compute_scale(denominator: Tensor, beta: float) -> Tensor:
     if beta == 0.75:
         # Two square roots cost a fraction of a general power.
         root = denominator.rsqrt()
@@ -90,12 +95,12 @@ def _scale(denominator: Tensor, beta: float) -> Tensor:
     return denominator.pow(-beta)
 
 
-def _denominator(values: Tensor, size: int, alpha: float, k: float) -> Tensor:
+def _compute_denominator(values: Tensor, size: int, alpha: float, k: float) -> Tensor:
     # For an even size torch's window reaches one channel further down than up.
-    return _shifted_sum(values * values, size // 2, (size - 1) // 2) * (alpha / size) + k
+    return _sum_shifted(values * values, size // 2, (size - 1) // 2) * (alpha / size) + k
 
 
-def _shifted_sum(values: Tensor, below: int, above: int) -> Tensor:
+def _sum_shifted(values: Tensor, below: int, above: int) -> Tensor:
     """Sum over the channels from c - below to c + above, as far as there are any: one expression."""
     total = values
     for offset in range(1, min(below, values.shape[1] - 1) + 1):
@@ -110,7 +115,7 @@ _CPU_BLOCK = 2**19
 _BLOCK = 2**24
 
 
-def _blocks(maps: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
+def _cut_into_blocks(maps: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     """Cut N x C x H x W maps of one layout into blocks, seen as outer x C x inner, which lie in memory in this order.
 
     The first ones are float32 or better; the last one, the result, is as it is.
@@ -119,7 +124,7 @@ def _blocks(maps: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     if maps.is_contiguous():
         views = [tensor.contiguous().flatten(2) for tensor in (maps, *others)]
     else:
-        views = [_channels_last(tensor).permute(0, 2, 3, 1).reshape(-1, channels, 1) for tensor in (maps, *others)]
+        views = [_to_channels_last(tensor).permute(0, 2, 3, 1).reshape(-1, channels, 1) for tensor in (maps, *others)]
     outer, _, inner = views[0].shape
     block = _CPU_BLOCK if maps.device.type == "cpu" else _BLOCK
     inner_step = max(1, min(inner, block // channels))
@@ -127,14 +132,14 @@ def _blocks(maps: Tensor, *others: Tensor) -> Iterator[tuple[Tensor, ...]]:
     for start in range(0, outer, outer_step):
         for first in range(0, inner, inner_step):
             *given, result = (v[start : start + outer_step, :, first : first + inner_step] for v in views)
-            yield *map(_at_least_float32, given), result
+            yield *map(_raise_to_float32, given), result
 
 
-def _channels_last(maps: Tensor) -> Tensor:
+def _to_channels_last(maps: Tensor) -> Tensor:
     return maps.contiguous(memory_format=torch.channels_last)
 
 
-def _padded_block(x: Tensor, size: int, below: int, fill: float) -> tuple[Tensor, Tensor]:
+def _pad_block(x: Tensor, size: int, below: int, fill: float) -> tuple[Tensor, Tensor]:
     """Return an outer x (C + size - 1) x inner tensor, and the part of it that holds C channels; the rest is `fill`."""
     outer, channels, inner = x.shape
     padded = x.new_empty(outer, channels + size - 1, inner)
@@ -143,14 +148,14 @@ def _padded_block(x: Tensor, size: int, below: int, fill: float) -> tuple[Tensor
     return padded, padded[:, below : below + channels]
 
 
-def _denominator_of_block(x: Tensor, size: int, alpha: float, k: float) -> Tensor:
+def _compute_block_denominator(x: Tensor, size: int, alpha: float, k: float) -> Tensor:
     # With k / size in each of the terms of the sum, and in those that are missing at the ends, one pass is saved.
-    padded, inside = _padded_block(x, size, size // 2, k / size)
+    padded, inside = _pad_block(x, size, size // 2, k / size)
     torch.addcmul(x.new_full((), k / size), x, x, value=alpha / size, out=inside)
-    return _window_sum(padded, size, x.shape[1])
+    return _sum_windows(padded, size, x.shape[1])
 
 
-def _window_sum(padded: Tensor, size: int, channels: int) -> Tensor:
+def _sum_windows(padded: Tensor, size: int, channels: int) -> Tensor:
     """Sum each `size` successive channels.
 
     The block is one row of numbers, in which neighbouring channels lie `inner` apart: adding it to itself, shifted,
@@ -158,15 +163,15 @@ def _window_sum(padded: Tensor, size: int, channels: int) -> Tensor:
     out at the end.
     """
     outer, _, inner = padded.shape
-    sums = _successive_sum(padded.view(-1), size, inner)
+    sums = _sum_successive(padded.view(-1), size, inner)
     return sums.as_strided((outer, channels, inner), padded.stride())
 
 
-def _successive_sum(row: Tensor, size: int, step: int) -> Tensor:
+def _sum_successive(row: Tensor, size: int, step: int) -> Tensor:
     if size == 1:
         return row
     half = size // 2
-    part = _successive_sum(row, half, step)
+    part = _sum_successive(row, half, step)
     total = part[: len(part) - half * step] + part[half * step :]
     if size % 2:
         last = row[(size - 1) * step :]

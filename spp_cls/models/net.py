@@ -1,163 +1,134 @@
-"""The networks: backbone -> pyramid pooling -> fully connected head."""
+"""The networks: backbone -> pooling -> head."""
 
-from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
-from spp_cls.errors import UserError
-from spp_cls.models.backbone import Backbone
-from spp_cls.models.pyramid import SpatialPyramidPool, pool_windows
-from spp_cls.models.specs import Conv, get_spec
+from spp_cls.cli.errors import UserError
+from spp_cls.cli.schema import check_fields, key
+from spp_cls.models.backbone import Backbone, create_backbone, scale_width
+from spp_cls.models.head import Head
+from spp_cls.models.pyramid import SpatialPyramidPool
+from spp_cls.models.specs import BASELINE_LEVELS, HIDDEN
 
 # Mean RGB of the ImageNet training images, 0..255. The paper subtracts a mean image and warps it to other sizes;
 # its average is nearly flat, and one colour fits every size.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 
-# Standard deviation of ImageNet's pixels, 0..255 (timm's 0.226 of 255).
-_PIXEL_DEVIATION = 57.6
-
-_PAPER_DEVIATION = 0.01
+# Larger levels, images and widths are errors of typing or damaged files.
+_MOST_BINS, _MOST_PIXELS = 64, 10_000
 
 
 @dataclass(frozen=True)
-class NetRecipe:
-    """Everything that rebuilds a network, as plain values: it is what a checkpoint carries beside the weights.
+class NetConfig:
+    """All that rebuilds a network, as plain values: a checkpoint carries it beside the weights.
 
-    `input_size` is the side of the training crop in pixels, the unit of every test protocol. Without SPP it is the
-    only size the network takes. `mean` is subtracted from pixels of 0..255, one value a channel.
+    `hidden` are the units of the hidden fc layers; None: two of 4096 times `width`, which also scales the channels of
+    the backbone. `input_size` is the side of the training crop in pixels, the unit of every test protocol; without
+    SPP it is the only size that the network takes. The input of the network is (pixels - mean) / std, pixels from 0
+    to 255, one value a channel; an empty std is 1 for every channel, as in the paper.
 
-    `init` chooses the first weights. `paper`: N(0, 0.01), biases 1 in conv2, conv4, conv5 and the hidden fc layers,
-    else 0 (AlexNet's, which the paper follows). `kaiming`: He initialisation but for the classifier, biases 0, and
-    the network divides its input by the deviation of pixels, without which conv1 would learn thousands of times
-    faster than the rest; it starts at once, where the paper's takes many steps.
+    `init` chooses the first weights: paper (N(0, 0.01), biases 1 in conv2, conv4, conv5 and the hidden fc layers, else
+    0: AlexNet's, which the paper follows) or kaiming (He's, biases 0), which needs a std near that of the pixels.
 
     Raises:
-        UserError: a field has a value that is none of its kind.
+        UserError: if a field has a value of another type or range, or two fields contradict each other.
     """
 
     name: str = "zf5"
     pooling: Literal["spp", "none"] = "spp"
-    num_classes: int = 1000
-    levels: tuple[int, ...] = (6, 3, 2, 1)
-    input_size: int = 224
-    in_chans: int = 3
-    drop_rate: float = 0.5
+    num_classes: int = key(1000, least=0, most=10_000_000)
+    levels: tuple[int, ...] = key((6, 3, 2, 1), least=1, most=_MOST_BINS)
+    hidden: tuple[int, ...] | None = key(None, least=1, most=1_000_000)
+    width: float = key(1.0, above=0, most=16)
+    input_size: int = key(224, least=1, most=_MOST_PIXELS)
+    in_chans: int = key(3, least=1, most=10_000)
+    drop_rate: float = key(0.5, least=0, below=1)
     mean: tuple[float, ...] = IMAGENET_MEAN
+    std: tuple[float, ...] = key((), above=0)
     init: Literal["paper", "kaiming"] = "paper"
     class_names: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.pooling not in ("spp", "none"):
-            raise UserError(f"pooling is 'spp' or 'none', not {self.pooling!r}")
-        if self.init not in ("paper", "kaiming"):
-            raise UserError(f"init is 'paper' or 'kaiming', not {self.init!r}")
-        if self.num_classes < 0:
-            raise UserError(f"num_classes is 0 (no classifier) or more, not {self.num_classes}")
-        if len(self.mean) != self.in_chans:
-            raise UserError(f"mean has {len(self.mean)} values for {self.in_chans} input channels; give one each")
+        for name in ("levels", "hidden", "mean", "std", "class_names"):
+            value = getattr(self, name)
+            if isinstance(value, Sequence) and not isinstance(value, str):
+                object.__setattr__(self, name, tuple(value))
+        check_fields(self, "model.")
+        if not self.std:
+            object.__setattr__(self, "std", (1.0,) * self.in_chans)
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if len(values) != self.in_chans:
+                raise UserError(f"model.{name} has {len(values)} values for {self.in_chans} input channels")
+        if not self.levels:
+            raise UserError("model.levels is empty; give the bins along a side of each level, such as [6,3,2,1]")
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise UserError(f"{len(self.class_names)} class names for {self.num_classes} classes")
 
-
-class Head(nn.Sequential):
-    """Two hidden fc layers with dropout, then the classifier: section 3.1 of the paper."""
-
-    hidden2: nn.Linear
-    classifier: nn.Module
-
-    def __init__(self, in_features: int, hidden: int, num_classes: int, drop_rate: float) -> None:
-        super().__init__(
-            OrderedDict(
-                hidden1=nn.Linear(in_features, hidden),
-                relu1=nn.ReLU(inplace=True),
-                drop1=nn.Dropout(drop_rate),
-                hidden2=nn.Linear(hidden, hidden),
-                relu2=nn.ReLU(inplace=True),
-                drop2=nn.Dropout(drop_rate),
-                classifier=_classifier(hidden, num_classes),
-            )
-        )
-
-    def forward(self, values: Tensor, pre_logits: bool = False) -> Tensor:
-        """Map N x in_features values to N x num_classes logits, or to the N x hidden values before them."""
-        *hidden, classifier = self.children()
-        for layer in hidden:
-            values = layer(values)
-        return values if pre_logits else classifier(values)
-
-
-def _classifier(in_features: int, num_classes: int) -> nn.Module:
-    return nn.Linear(in_features, num_classes) if num_classes else nn.Identity()
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether the network takes images of any size: with SPP it does."""
+        return self.pooling == "spp"
 
 
 class SPPNet(nn.Module):
-    """A network of Table 1, with spatial pyramid pooling or the 6 x 6 pooling of its baseline.
+    """A classifier in three parts: a backbone, a pooling of its feature map into bins, and a head.
 
-    Images are N x in_chans x H x W, pixels of 0..255 minus the mean. It has the interface of a timm model.
+    `config` describes the network; without one, it is made from the three parts. Inputs are N x in_chans x H x W, as
+    data.loading.batch.normalize makes them from pixels. It has the interface of a timm model.
     """
 
-    def __init__(self, recipe: NetRecipe) -> None:
+    def __init__(
+        self, backbone: Backbone, pool: SpatialPyramidPool, head: Head, config: NetConfig | None = None
+    ) -> None:
         super().__init__()
-        spec = get_spec(recipe.name)
-        self.recipe = recipe
-        self.backbone = Backbone(spec, recipe.in_chans)
-        self.pool = SpatialPyramidPool(recipe.levels if recipe.pooling == "spp" else (spec.baseline_bins,))
-        self.num_features = spec.channels
-        self.head_hidden_size = spec.hidden
-        in_features = spec.channels * self.pool.bins
-        self.head = Head(in_features, spec.hidden, recipe.num_classes, recipe.drop_rate)
-        self.pretrained_cfg: dict[str, Any] = pretrained_cfg(recipe, self.backbone.smallest_input)
+        self.config = config or NetConfig(type(backbone).__name__, num_classes=head.num_classes, levels=pool.levels)
+        self.backbone = backbone
+        self.pool = pool
+        self.head = head
+        self.num_features = backbone.channels
+        self.head_hidden_size = head.hidden_size
+        self.pretrained_cfg: dict[str, Any] = describe_for_timm(self.config, backbone)
         self.default_cfg = self.pretrained_cfg
-        self._init_weights()
 
     @property
     def num_classes(self) -> int:
         """Classes that the classifier tells apart; 0 without a classifier."""
-        return self.recipe.num_classes
+        return self.config.num_classes
 
-    def _init_weights(self) -> None:
-        spec = self.backbone.spec
-        biases = [layer.bias for layer in spec.layers if isinstance(layer, Conv)]
-        biases += [spec.hidden_bias, spec.hidden_bias, 0.0]
-        layers = [module for module in self.modules() if isinstance(module, nn.Conv2d | nn.Linear)]
-        # Without a classifier there is one layer fewer.
-        for layer, bias in zip(layers, biases, strict=False):
-            assert layer.bias is not None
-            if self.recipe.init == "paper":
-                nn.init.normal_(layer.weight, std=_PAPER_DEVIATION)
-                nn.init.constant_(layer.bias, bias)
-            else:
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
-        if isinstance(self.get_classifier(), nn.Linear):
-            nn.init.normal_(layers[-1].weight, std=_PAPER_DEVIATION)
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """Layers whose outputs can be taken as features: map, pool, hidden1 and on, logits."""
+        return ("map", "pool", *self.head.layer_names)
 
     def forward_features(self, images: Tensor) -> Tensor:
         """Map N x in_chans x H x W images to the last feature map, N x num_features x h x w.
 
         Raises:
-            UserError: the images are too small, or of another size than the one a net without SPP takes.
+            UserError: if the images are too small, or of another size than a network without SPP takes.
         """
         self.check_size(*images.shape[-2:])
-        if self.recipe.init == "kaiming":
-            images = images / _PIXEL_DEVIATION
         return self.backbone(images)
 
     def check_size(self, height: int, width: int) -> None:
         """Raise UserError if the network cannot take images of height x width pixels."""
-        side = self.recipe.input_size
-        if self.recipe.pooling == "none" and (height != side or width != side):
+        side, smallest = self.config.input_size, self.backbone.smallest_input
+        if not self.config.takes_any_size and (height != side or width != side):
             raise UserError(
-                f"{self.recipe.name} without SPP takes images of {side} x {side} pixels, not {height} x {width}; "
+                f"{self.config.name} without SPP takes images of {side} x {side} pixels, not {height} x {width}; "
                 "with SPP it takes any size"
             )
-        self.backbone.check_size(height, width)
+        if min(height, width) < smallest:
+            raise UserError(
+                f"an image of {height} x {width} pixels leaves no cell in the last map of {self.config.name}; "
+                f"the smallest side it takes is {smallest}"
+            )
 
     def forward_head(self, maps: Tensor, pre_logits: bool = False) -> Tensor:
-        """Map N x num_features x h x w maps to N x num_classes logits, or to the N x 4096 values before them."""
+        """Map N x num_features x h x w maps to N x num_classes logits, or to the values before the classifier."""
         return self.head(self.pool(maps), pre_logits)
 
     def forward_windows(self, maps: Tensor, windows: Tensor) -> Tensor:
@@ -165,7 +136,7 @@ class SPPNet(nn.Module):
 
         `windows` are K x 5: the map in the batch, then the first and last cell, x0, y0, x1, y1.
         """
-        return self.head(pool_windows(maps, windows, self.pool.levels))
+        return self.head(self.pool.pool_windows(maps, windows))
 
     def forward(self, images: Tensor) -> Tensor:
         """Map N x in_chans x H x W images to N x num_classes logits."""
@@ -179,40 +150,68 @@ class SPPNet(nn.Module):
         """Put a new last fc layer for `num_classes` classes, N(0, 0.01); with 0, none.
 
         Raises:
-            UserError: `global_pool` is given: these networks end in a pyramid.
+            UserError: if `global_pool` is given: these networks end in a pyramid.
         """
         if global_pool is not None:
             raise UserError("SPP-nets have no global pooling to change; give levels to build_net instead")
-        self.recipe = replace(self.recipe, num_classes=num_classes, class_names=None)
-        old = self.head.hidden2.weight
-        classifier = _classifier(self.head_hidden_size, num_classes).to(device=old.device, dtype=old.dtype)
-        if isinstance(classifier, nn.Linear):
-            nn.init.normal_(classifier.weight, std=_PAPER_DEVIATION)
-            nn.init.zeros_(classifier.bias)
-        self.head.classifier = classifier
+        self.config = replace(self.config, num_classes=num_classes, class_names=None)
+        self.head.reset_classifier(num_classes)
+
+    def init_weights(self, init: str) -> None:
+        """Set the first weights, of `model.init`."""
+        self.backbone.init_weights(init)
+        self.head.init_weights(init)
 
 
-def pretrained_cfg(recipe: NetRecipe, smallest_input: int) -> dict[str, Any]:
-    """Describe a network and its preprocessing in timm's terms (pixels of 0..1, hence a std of 1/255)."""
-    side = recipe.input_size
+def describe_for_timm(config: NetConfig, backbone: Backbone) -> dict[str, Any]:
+    """Describe a network and its preprocessing as timm's pretrained_cfg does: mean and std of pixels of 0..1."""
+    side, smallest = config.input_size, backbone.smallest_input
     return {
-        "architecture": recipe.name + ("_spp" if recipe.pooling == "spp" else ""),
-        "num_classes": recipe.num_classes,
-        "input_size": (recipe.in_chans, side, side),
-        "min_input_size": (recipe.in_chans, smallest_input, smallest_input),
-        "fixed_input_size": recipe.pooling == "none",
+        "architecture": config.name + ("_spp" if config.pooling == "spp" else ""),
+        "num_classes": config.num_classes,
+        "input_size": (config.in_chans, side, side),
+        "min_input_size": (config.in_chans, smallest, smallest),
+        "fixed_input_size": not config.takes_any_size,
         "interpolation": "bilinear",
         "crop_pct": 224 / 256,
         "crop_mode": "center",
-        "mean": tuple(value / 255 for value in recipe.mean),
-        "std": (1 / 255,) * recipe.in_chans,
-        "first_conv": "backbone.conv1",
+        "mean": tuple(value / 255 for value in config.mean),
+        "std": tuple(value / 255 for value in config.std),
+        "first_conv": f"backbone.{backbone.first_conv}",
         "classifier": "head.classifier",
-        "label_names": recipe.class_names,
+        "label_names": config.class_names,
         "license": "apache-2.0",
         "paper_ids": "arXiv:1406.4729",
         "paper_name": "Spatial Pyramid Pooling in Deep Convolutional Networks for Visual Recognition",
     }
+
+
+def create_net(config: NetConfig) -> SPPNet:
+    """Build the network of a configuration, with new weights.
+
+    Raises:
+        UserError: if no backbone has this name.
+    """
+    backbone = create_backbone(config.name, config.in_chans, config.width)
+    pool = SpatialPyramidPool(config.levels if config.pooling == "spp" else BASELINE_LEVELS)
+    hidden = (scale_width(HIDDEN, config.width),) * 2 if config.hidden is None else config.hidden
+    head = Head(backbone.channels * pool.bins, hidden, config.num_classes, config.drop_rate)
+    net = SPPNet(backbone, pool, head, config)
+    net.init_weights(config.init)
+    return net
+
+
+def check_sizes(config: NetConfig, sizes: Sequence[int]) -> None:
+    """Raise UserError if the network of a configuration cannot be built, or cannot take square images of a size."""
+    # Shapes alone; no weights are drawn.
+    with torch.device("meta"):
+        net = create_net(config)
+    for size in sizes:
+        net.check_size(size, size)
+
+
+# Names for a network of Table 1 with options: a narrow one for demos and tests.
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {"zf5_tiny": ("zf5", {"width": 0.25})}
 
 
 def build_net(
@@ -222,14 +221,15 @@ def build_net(
     levels: Sequence[int] = (6, 3, 2, 1),
     **options: Any,
 ) -> SPPNet:
-    """Build a network of Table 1, or zf5_tiny, with new weights.
+    """Build a network of Table 1, or one whose backbone was registered, with new weights.
 
-    Further options are the fields of NetRecipe: input_size, in_chans, drop_rate, mean, init, class_names.
+    Further options are the fields of NetConfig: hidden, width, input_size, in_chans, drop_rate, mean, std, init,
+    class_names.
 
     Raises:
-        UserError: no such network or pooling, levels that are no pyramid, or options at odds with each other.
+        UserError: if there is no such network or option, or an option has a value that it cannot have.
     """
-    for field in ("mean", "class_names"):
-        if options.get(field) is not None:
-            options[field] = tuple(options[field])
-    return SPPNet(NetRecipe(name, pooling, num_classes, tuple(levels), **options))
+    if unknown := options.keys() - NetConfig.__dataclass_fields__.keys():
+        raise UserError(f"build_net has no option {min(unknown)}; it has {', '.join(NetConfig.__dataclass_fields__)}")
+    name, preset = PRESETS.get(name, (name, {}))
+    return create_net(NetConfig(name, pooling, num_classes, tuple(levels), **{**preset, **options}))

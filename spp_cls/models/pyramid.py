@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torchvision.ops import roi_pool
 
-from spp_cls.errors import UserError
+from spp_cls.cli.errors import UserError
 
 
 class SpatialPyramidPool(nn.Module):
@@ -22,7 +22,7 @@ class SpatialPyramidPool(nn.Module):
     channel first. The gradient of a bin goes to one cell that holds its maximum.
 
     Raises:
-        UserError: no level, or one under 1.
+        UserError: if there is no level, or one below 1.
     """
 
     def __init__(self, levels: Sequence[int] = (6, 3, 2, 1)) -> None:
@@ -43,6 +43,10 @@ class SpatialPyramidPool(nn.Module):
             maps = maps.contiguous(memory_format=torch.channels_last)
         return _PoolLevels.apply(maps, self.levels)
 
+    def pool_windows(self, maps: Tensor, windows: Tensor) -> Tensor:
+        """Pool K windows of N x C x H x W maps, as the function pool_windows does."""
+        return pool_windows(maps, windows, self.levels)
+
     def extra_repr(self) -> str:
         """Show the levels in the module's repr."""
         return f"levels={self.levels}"
@@ -60,12 +64,12 @@ def pool_windows(maps: Tensor, windows: Tensor, levels: Sequence[int]) -> Tensor
     if maps.dtype == torch.float64:
         values, rois = maps, windows.to(dtype=torch.float64)
     grids: dict[int, Tensor] = {}
-    for n, finer in finer_levels(levels).items():
+    for n, finer in find_finer_levels(levels).items():
         grids[n] = F.max_pool2d(grids[finer], finer // n) if finer else roi_pool(values, rois, n)
     return torch.cat([grids[n].flatten(1) for n in levels], dim=1).to(maps.dtype)
 
 
-def finer_levels(levels: Sequence[int]) -> dict[int, int | None]:
+def find_finer_levels(levels: Sequence[int]) -> dict[int, int | None]:
     """Return each level, the finest first, with the next finer level that it divides, if there is one.
 
     floor(2i * a / 6) = floor(i * a / 3): bins of a level that divides a finer one are unions of its bins.
@@ -77,7 +81,7 @@ def finer_levels(levels: Sequence[int]) -> dict[int, int | None]:
 
 
 class _PoolLevels(torch.autograd.Function):
-    """Pool the maps for the levels that divide no other one, and their bins for the rest.
+    """Pool the maps for the levels that divide no other level; pool the bins of those for the rest.
 
     In the backward pass the gradients of all levels meet in the bins of the finest one before they go to the maps.
     Sums are taken in a fixed order: every run gives the same bits.
@@ -87,7 +91,7 @@ class _PoolLevels(torch.autograd.Function):
     def forward(ctx: Any, maps: Tensor, levels: tuple[int, ...]) -> Tensor:
         grids: dict[int, Tensor] = {}
         winners: dict[int, Tensor] = {}
-        for n, finer in finer_levels(levels).items():
+        for n, finer in find_finer_levels(levels).items():
             if finer:
                 grids[n], winners[n] = F.max_pool2d(grids[finer], finer // n, return_indices=True)
             else:
@@ -95,7 +99,7 @@ class _PoolLevels(torch.autograd.Function):
         ctx.levels = levels
         ctx.save_for_backward(maps, *winners.values())
         pooled = maps.new_empty(maps.shape[0], maps.shape[1] * sum(n * n for n in levels))
-        for n, part in zip(levels, _split(pooled, levels), strict=True):
+        for n, part in zip(levels, _split_levels(pooled, levels), strict=True):
             part.copy_(grids[n])
         return pooled
 
@@ -103,53 +107,53 @@ class _PoolLevels(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         maps, *winners = ctx.saved_tensors
-        finer_of = finer_levels(ctx.levels)
+        finer_of = find_finer_levels(ctx.levels)
         winners_of = dict(zip(finer_of, winners, strict=True))
         sums: dict[int | None, Tensor] = {}
-        for n, part in zip(ctx.levels, _split(gradient, ctx.levels), strict=True):
-            _add(sums, n, torch.empty_like(winners_of[n], dtype=gradient.dtype).copy_(part))
+        for n, part in zip(ctx.levels, _split_levels(gradient, ctx.levels), strict=True):
+            _accumulate(sums, n, torch.empty_like(winners_of[n], dtype=gradient.dtype).copy_(part))
         for n, finer in reversed(finer_of.items()):
-            _add(sums, finer, _spread(sums[n], winners_of[n], sums[finer] if finer else maps))
+            _accumulate(sums, finer, _scatter_gradient(sums[n], winners_of[n], sums[finer] if finer else maps))
         return sums[None], None
 
 
-def _add(sums: dict[int | None, Tensor], key: int | None, term: Tensor) -> None:
+def _accumulate(sums: dict[int | None, Tensor], key: int | None, term: Tensor) -> None:
     sums[key] = sums[key].add_(term) if key in sums else term
 
 
-def _split(pooled: Tensor, levels: Sequence[int]) -> list[Tensor]:
+def _split_levels(pooled: Tensor, levels: Sequence[int]) -> list[Tensor]:
     """View N x (C * sum of n * n) values as an N x C x n x n grid for each level."""
     channels = pooled.shape[1] // sum(n * n for n in levels)
     parts = pooled.split([channels * n * n for n in levels], dim=1)
     return [part.view(pooled.shape[0], channels, n, n) for part, n in zip(parts, levels, strict=True)]
 
 
-def _spread(gradient: Tensor, winners: Tensor, maps: Tensor) -> Tensor:
-    """Give the gradients of bins to the cells of the maps that won them."""
+def _scatter_gradient(gradient: Tensor, winners: Tensor, maps: Tensor) -> Tensor:
+    """Add the gradient of each bin to the cell of the map that holds its maximum."""
     if maps.device.type == "cpu":
         return torch.ops.aten.adaptive_max_pool2d_backward(gradient, maps, winners)
     return gather_gradient(gradient, winners, maps.shape[-2], maps.shape[-1])
 
 
 def gather_gradient(gradient: Tensor, winners: Tensor, height: int, width: int) -> Tensor:
-    """Give each cell of an N x C x height x width map the gradients of the bins that it won.
+    """Sum for each cell of an N x C x height x width map the gradients of the bins whose maximum it holds.
 
-    `winners` are the flat cell numbers of the maxima of n x n bins. On a GPU, torch's own adds with atomic
-    operations, in any order; here each cell asks the few bins it is in, in a fixed order.
+    `winners` are the flat cell indices of the maxima of n x n bins. On a GPU torch adds with atomic operations, in any
+    order; here each cell looks through the few bins that contain it, in a fixed order.
     """
     n = winners.shape[-1]
     total = torch.zeros((*winners.shape[:2], height, width), dtype=gradient.dtype, device=gradient.device)
     cells = torch.arange(height * width, device=gradient.device).view(height, width)
-    for rows, within_rows in _bins_of_cells(height, n, gradient.device):
-        for columns, within_columns in _bins_of_cells(width, n, gradient.device):
+    for rows, within_rows in _list_bins_of_cells(height, n, gradient.device):
+        for columns, within_columns in _list_bins_of_cells(width, n, gradient.device):
             won = winners[:, :, rows[:, None], columns] == cells
             won = won & within_rows[:, None] & within_columns
             total = total + torch.where(won, gradient[:, :, rows[:, None], columns], 0)
     return total
 
 
-def _bins_of_cells(size: int, n: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """For each cell of an axis its first bin, second and on, and whether there is such a bin."""
+def _list_bins_of_cells(size: int, n: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
+    """List for each cell of an axis its first bin, its second and on, and whether there is such a bin."""
     cells = torch.arange(size, device=device)
     # Cell c is in bin i when i * size < (c + 1) * n and (i + 1) * size > c * n.
     first, last = cells * n // size, ((cells + 1) * n - 1) // size

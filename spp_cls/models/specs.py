@@ -1,23 +1,17 @@
-"""Table 1 of the paper as data, and each choice where the paper is silent."""
+"""Table 1 of the paper as data, and each choice that the paper leaves open."""
 
 from dataclasses import dataclass, replace
-
-from spp_cls.errors import UserError
 
 
 @dataclass(frozen=True)
 class Conv:
-    """A convolution followed by ReLU. `bias` is its initial bias in the paper's recipe."""
+    """A convolution followed by ReLU. `bias` is its first bias (AlexNet's)."""
 
     channels: int
     kernel: int
     stride: int = 1
     padding: int = 0
     bias: float = 0.0
-
-    def output_size(self, size: int) -> int:
-        """Cells along a side of `size` cells; below one where nothing is left."""
-        return (size + 2 * self.padding - self.kernel) // self.stride + 1
 
 
 @dataclass(frozen=True)
@@ -27,12 +21,6 @@ class MaxPool:
     kernel: int
     stride: int
     ceil: bool = False
-    padding: int = 0
-
-    def output_size(self, size: int) -> int:
-        """Cells along a side of `size` cells; below one where nothing is left."""
-        reach = size - self.kernel + (self.stride - 1 if self.ceil else 0)
-        return reach // self.stride + 1
 
 
 @dataclass(frozen=True)
@@ -50,31 +38,10 @@ Layer = Conv | MaxPool | Norm
 
 @dataclass(frozen=True)
 class NetSpec:
-    """A network of Table 1: its layers up to the last feature map, and the width of the two hidden fc layers.
-
-    `baseline_bins` is the side of the map that the network without SPP pools to: 3x3 pooling at stride 2 (from 13)
-    or 3 (from 18) is the same as a pyramid of this one level.
-    """
+    """The backbone of a network of Table 1: its layers up to the last feature map."""
 
     name: str
     layers: tuple[Layer, ...]
-    hidden: int = 4096
-    hidden_bias: float = 1.0
-    baseline_bins: int = 6
-
-    @property
-    def channels(self) -> int:
-        """Channels of the last feature map."""
-        return [layer.channels for layer in self.layers if isinstance(layer, Conv)][-1]
-
-
-def narrowed(spec: NetSpec, name: str, divisor: int) -> NetSpec:
-    """Divide the widths of all layers of a spec; strides and map sizes stay."""
-    layers = tuple(
-        replace(layer, channels=layer.channels // divisor) if isinstance(layer, Conv) else layer
-        for layer in spec.layers
-    )
-    return replace(spec, name=name, layers=layers, hidden=spec.hidden // divisor)
 
 
 # Table 1 gives map sizes but no paddings. These paddings and rounding modes reproduce every size it lists, and
@@ -126,15 +93,11 @@ _OVERFEAT7 = replace(
     layers=(*_OVERFEAT5.layers, Conv(512, 3, padding=1), Conv(512, 3, padding=1)),
 )
 
-SPECS = {spec.name: spec for spec in (_ZF5, _CONVNET5, _OVERFEAT5, _OVERFEAT7, narrowed(_ZF5, "zf5_tiny", divisor=4))}
+SPECS = {spec.name: spec for spec in (_ZF5, _CONVNET5, _OVERFEAT5, _OVERFEAT7)}
 
+# Units of each of the two hidden fc layers.
+HIDDEN = 4096
 
-def get_spec(name: str) -> NetSpec:
-    """Return the spec called `name`.
-
-    Raises:
-        UserError: no network has this name.
-    """
-    if name not in SPECS:
-        raise UserError(f"there is no network {name!r}; choose one of {', '.join(SPECS)}")
-    return SPECS[name]
+# The network without SPP pools to 6 x 6: its 3 x 3 pooling at stride 2 (from 13) or 3 (from 18) is the same as a
+# pyramid of this one level.
+BASELINE_LEVELS = (6,)

@@ -1,0 +1,80 @@
+"""The tables of both READMEs, made from results/ and the networks: python benchmarks/tables.py."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from speed_tables import build_data_tables, build_layer_tables, build_testing_tables, build_training_tables
+
+from spp_cls import UserError, build_net
+from spp_cls.cli.errors import end_in_one_line
+from spp_cls.cli.files import replace_atomically
+from spp_cls.cli.terminal import Table, format_as
+from spp_cls.evaluation.tables import build_measured_table, build_paper_tables, read_results
+from spp_cls.models.net import PRESETS
+from spp_cls.models.specs import SPECS
+
+REPOSITORY = Path(__file__).parent.parent
+READMES = (REPOSITORY / "README.md", REPOSITORY / "benchmarks/README.md")
+
+
+def build_tables(results: Path) -> dict[str, Sequence[Table]]:
+    """Build all tables, by the names of their places in the READMEs."""
+    paper, ours = read_results(results)
+    return {
+        "networks": [build_networks_table()],
+        "results": [*build_paper_tables(paper, ours), build_measured_table(ours)],
+        "speed of data": build_data_tables(results),
+        "speed of testing": build_testing_tables(results),
+        "speed of training": build_training_tables(results),
+        "speed of layers": build_layer_tables(results),
+    }
+
+
+def build_networks_table() -> Table:
+    """Build the table of geometry, widths and parameter counts of the networks, with 1000 classes."""
+    header = (
+        "net", "stride", "map at 224", "map at 180", "smallest image", "fc6 inputs", "parameters", "without SPP",
+    )  # fmt: skip
+    rows = []
+    for name in (*SPECS, *PRESETS):
+        # Shapes alone; no weights are drawn.
+        with torch.device("meta"):
+            net, baseline = build_net(name), build_net(name, "none")
+        counts = [sum(parameter.numel() for parameter in each.parameters()) for each in (net, baseline)]
+        geometry = net.backbone
+        sizes = (geometry.stride, geometry.map_size(224), geometry.map_size(180), geometry.smallest_input)
+        inputs = net.num_features * net.pool.bins
+        rows.append([name, *sizes, *(f"{number:,}" for number in (inputs, *counts))])
+    return "With SPP of 50 bins and 1000 classes", header, rows
+
+
+def fill_tables(readme: str, tables: Mapping[str, Sequence[Table]]) -> str:
+    """Put tables in their places in a README, between the marks there.
+
+    Raises:
+        UserError: if the README has no marks of a table.
+    """
+    filled = 0
+    for name, members in tables.items():
+        begin, end = f"<!-- {name}: written by python benchmarks/tables.py -->", f"<!-- end of {name} -->"
+        if begin in readme and end in readme:
+            before, after = readme.split(begin, maxsplit=1)[0], readme.split(end, maxsplit=1)[1]
+            readme = before + "\n\n".join([begin, *(format_as(table, "markdown") for table in members), end]) + after
+            filled += 1
+    if not filled:
+        raise UserError(f"there is no place for a table; put lines such as {begin} and {end} there")
+    return readme
+
+
+def main() -> None:
+    """Write the tables into the READMEs."""
+    tables = build_tables(REPOSITORY / "results")
+    for path in READMES:
+        readme = fill_tables(path.read_text(), tables)
+        with replace_atomically(path) as unfinished:
+            unfinished.write_text(readme)
+
+
+if __name__ == "__main__":
+    end_in_one_line(main)

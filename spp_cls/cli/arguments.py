@@ -1,0 +1,111 @@
+"""The arguments of the small commands: names of files, and key=value of a typed schema."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from spp_cls.cli.errors import UserError, suggest
+from spp_cls.cli.schema import check_fields, describe_field, get_key, walk_fields
+from spp_cls.cli.terminal import format_table
+
+Options = TypeVar("Options")
+
+
+def parse_arguments(
+    schema: type[Options], arguments: Sequence[str], usage: str, example: str
+) -> tuple[list[str], Options]:
+    """Split the arguments of a command into names of files, and key=value of the dataclass `schema`.
+
+    --help prints `usage`, the keys with their defaults, and `example`, and ends the command. A key with a dot, such as
+    data.root, is a field of a nested dataclass; a field without a default must be given.
+
+    Raises:
+        UserError: if a key is unknown, missing, or has a value of another type or range.
+    """
+    if any(argument in ("--help", "-h") for argument in arguments):
+        print(_help(schema, usage, example))
+        sys.exit(0)
+    names: list[str] = []
+    given: list[str] = []
+    for argument in arguments:
+        # A file whose name has a = in it is not a key.
+        (names if "=" not in argument or Path(argument).exists() else given).append(argument)
+    known = {name: hint for name, _, hint in walk_fields(schema)}
+    values: dict[str, Any] = {}
+    for argument in given:
+        name = argument.partition("=")[0]
+        if name not in known:
+            raise UserError(f"there is no key {name}; {suggest(name, known)}")
+        values[name] = _read_value(argument, known[name])
+    options = _build(schema, values, "")
+    check_fields(options)
+    return names, options
+
+
+def parse_keys(schema: type[Options], arguments: Sequence[str], usage: str, example: str) -> Options:
+    """Parse the arguments of a command that takes no names of files, as parse_arguments does.
+
+    Raises:
+        UserError: as parse_arguments does; or if an argument is not key=value.
+    """
+    names, options = parse_arguments(schema, arguments, usage, example)
+    if names:
+        raise UserError(f"{names[0]} is not key=value; --help lists the keys")
+    return options
+
+
+def _read_value(argument: str, hint: Any) -> Any:
+    """Read the value of key=value as YAML; what is to be text stays as it was typed."""
+    text = argument.partition("=")[2]
+    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+    if text == "null" and type(None) in options:
+        return None
+    if str in options and not {int, float} & set(options):
+        return text
+    try:
+        tree: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
+    except (OmegaConfBaseException, YAMLError) as error:
+        raise UserError(f"{argument} is not a value; write text with special signs in quotes") from error
+    value = tree["value"]
+    takes_list = any(get_origin(option) is tuple for option in options)
+    return [value] if takes_list and not isinstance(value, list) else value
+
+
+def _build(schema: Any, given: dict[str, Any], prefix: str) -> Any:
+    hints = get_type_hints(schema)
+    values: dict[str, Any] = {}
+    for each in fields(schema):
+        name = f"{prefix}{get_key(each)}"
+        if hasattr(hints[each.name], "__dataclass_fields__"):
+            values[each.name] = _build(hints[each.name], given, f"{name}.")
+        elif name in given:
+            values[each.name] = tuple(given[name]) if isinstance(given[name], list) else given[name]
+        elif each.default == MISSING:
+            raise UserError(f"{name} is not set; give it as {name}=VALUE")
+    return schema(**values)
+
+
+def _help(schema: Any, usage: str, example: str) -> str:
+    rows = [
+        (
+            name,
+            "" if each.default == MISSING else _as_yaml(each.default),
+            each.metadata.get("help", ""),
+            describe_field(each, hint),
+        )
+        for name, each, hint in walk_fields(schema)
+    ]
+    return f"{usage}\n\n{format_table(('key', 'default', 'meaning', 'value'), rows)}\n\nExample: {example}"
+
+
+def _as_yaml(value: Any) -> str:
+    if isinstance(value, tuple):
+        return f"[{','.join(map(_as_yaml, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,126 @@
+"""The keys of train.yaml and eval.yaml: their types and ranges. The values and what they mean are in conf/."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+from spp_cls.cli.schema import key
+
+# Nodes that name a class or function of the user's choice as `_target_`; its parameters are their keys.
+OPEN_GROUPS = ("optimizer", "schedule", "augmentation", "logger")
+
+Node = dict[str, Any]
+
+
+@dataclass
+class ModelKeys:
+    """A network; models.net.NetConfig checks the ranges."""
+
+    name: str = key()
+    pooling: str = key()
+    levels: list[int] = key()
+    hidden: list[int] | None = key()
+    width: float = key()
+    input_size: int = key()
+    drop_rate: float = key()
+    mean: list[float] = key()
+    std: list[float] = key()
+    init: str = key()
+
+
+@dataclass
+class DataKeys:
+    """A data set and how it is read."""
+
+    kind: str = key()
+    root: str = key()
+    batch_size: int = key(least=1)
+    num_workers: int | str = key(least=0, most=1024, words=("auto",))
+    timeout: float = key(least=0)
+    cache: str = key(words=("none", "device"))
+
+
+@dataclass
+class DeviceKeys:
+    """The processes and devices of a command; devices is a number, a list of device numbers, or auto."""
+
+    accelerator: str = key()
+    devices: Any = key()
+    num_nodes: int = key(least=1)
+    precision: str = key()
+
+
+@dataclass
+class TrainerKeys(DeviceKeys):
+    """Lightning's Trainer."""
+
+    max_epochs: int = key(least=1)
+    strategy: str = key()
+    gradient_clip_val: float | None = key(above=0)
+    accumulate_grad_batches: int = key(least=1)
+    benchmark: bool = key()
+    log_every_n_steps: int = key(least=1)
+    limit_train_batches: int | float = key(above=0)
+    limit_val_batches: int | float = key(above=0)
+
+
+@dataclass
+class CheckpointKeys:
+    """When checkpoints are written."""
+
+    every_minutes: float | None = key(above=0)
+    every_steps: int | None = key(least=1)
+
+
+@dataclass
+class TrainKeys:
+    """The keys of train.py."""
+
+    name: str = key()
+    run_folder: str = key()
+    resume: bool = key()
+    overwrite: bool = key()
+    init_from: str | None = key()
+    plugins: list[str] = key()
+    seed: int = key(least=0, most=2**32 - 1)
+    # A word or a list of pixels.
+    sizes: Any = key()
+    compile: bool | str = key(words=("auto",))
+    tf32: bool = key()
+    ema_decay: float | None = key(above=0, below=1)
+    model: ModelKeys = field(default_factory=ModelKeys)
+    data: DataKeys = field(default_factory=DataKeys)
+    augmentation: Node = field(default_factory=dict)
+    optimizer: Node = field(default_factory=dict)
+    schedule: Node = field(default_factory=dict)
+    logger: Node = field(default_factory=dict)
+    checkpoint: CheckpointKeys = field(default_factory=CheckpointKeys)
+    trainer: TrainerKeys = field(default_factory=TrainerKeys)
+
+
+@dataclass
+class EvalKeys:
+    """The keys of eval.py."""
+
+    ckpt: str = key()
+    # A name or a list of names.
+    protocol: Any = key()
+    scales: list[int] | None = key()
+    positions: list[str] = key()
+    flips: bool = key()
+    out: str | None = key()
+    predictions: str | None = key()
+    plugins: list[str] = key()
+    max_pixels: int = key(least=1)
+    data: DataKeys = field(default_factory=DataKeys)
+    trainer: DeviceKeys = field(default_factory=DeviceKeys)
+
+
+SCHEMAS: dict[str, Any] = {"train": TrainKeys, "eval": EvalKeys}
+
+
+def register_schemas() -> None:
+    """Give every key of train.yaml and eval.yaml its type; they name train_keys and eval_keys in their defaults."""
+    for name, schema in SCHEMAS.items():
+        ConfigStore.instance().store(name=f"{name}_keys", node=schema, provider="spp_cls")

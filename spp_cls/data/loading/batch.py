@@ -1,0 +1,112 @@
+"""Samples, batches of them, and what the device does to a batch."""
+
+import math
+from collections.abc import Iterable, Sequence
+from functools import cache
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+from torch.utils.data import get_worker_info
+
+from spp_cls.data.transforms.decode import Pixels
+
+
+class Sample(NamedTuple):
+    """One image from a worker.
+
+    `pixels` are H x W x 3; `flip` and `colour_shift` (added to red, green and blue) are left to the device. `replaced`
+    has a message for each image that could not be decoded and that this one replaces.
+    """
+
+    pixels: Pixels
+    label: int
+    image_index: int
+    flip: bool = False
+    colour_shift: NDArray[np.float32] = np.zeros(3, np.float32)
+    replaced: tuple[str, ...] = ()
+
+
+class Batch(NamedTuple):
+    """N samples. `images` are N x 3 x H x W: uint8 from the workers, float after finish_on_device."""
+
+    images: Tensor
+    labels: Tensor
+    indices: Tensor
+    flips: Tensor
+    colour_shifts: Tensor
+    replaced: list[str]
+
+
+def collate(samples: Iterable[Sample], count: int) -> Batch:
+    """Make a batch of `count` samples of one shape; its images are channels_last, as the pixels are.
+
+    Samples are taken one at a time, and the pixels of each are copied at once to their place in the batch: in a worker
+    process, the memory that it shares with the main process.
+    """
+    rest = iter(samples)
+    first = next(rest)
+    images = _allocate_shared((count, *first.pixels.shape))
+    pixels = images.numpy()
+    parameters = []
+    for number, sample in enumerate(chain([first], rest)):
+        pixels[number] = sample.pixels
+        parameters.append(sample[1:])
+    return make_batch(images, parameters)
+
+
+def make_batch(pixels: Tensor, parameters: Iterable[tuple[Any, ...]]) -> Batch:
+    """Make a batch of N x H x W x 3 pixels and what the N samples hold beside them, on the device of the pixels."""
+    labels, indices, flips, colour_shifts, replaced = zip(*parameters, strict=True)
+    return Batch(
+        pixels.permute(0, 3, 1, 2),
+        torch.tensor(labels, device=pixels.device),
+        torch.tensor(indices, device=pixels.device),
+        torch.tensor(flips, device=pixels.device),
+        torch.from_numpy(np.stack(colour_shifts)).to(pixels.device),
+        [message for messages in replaced for message in messages],
+    )
+
+
+def _allocate_shared(shape: tuple[int, ...]) -> Tensor:
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    # As torch's own collate function does; a tensor in other memory would be copied once more on its way.
+    storage = torch.UntypedStorage._new_shared(math.prod(shape))
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+@cache
+def _copy_to_device(values: tuple[float, ...], device: torch.device) -> Tensor:
+    # Cached, as each copy to a GPU waits until the GPU has finished its queue.
+    return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+
+
+def normalize(
+    images: Tensor, mean: Sequence[float], std: Sequence[float], colour_shift: Tensor | None = None
+) -> Tensor:
+    """Turn N x C x H x W pixels of 0..255 into the float32 input of a network: (pixels + colour shift - mean) / std.
+
+    `colour_shift` has N x C values.
+    """
+    values = images.float() - _copy_to_device(tuple(mean), images.device)
+    if colour_shift is not None:
+        values = values + colour_shift[:, :, None, None]
+    # The paper's std of 1 costs nothing.
+    return values if set(std) == {1.0} else values / _copy_to_device(tuple(std), images.device)
+
+
+def finish_on_device(batch: Batch, mean: Sequence[float], std: Sequence[float], size: int) -> Batch:
+    """Flip, shift colours, normalise and resize to size x size pixels, on the device of the batch.
+
+    Images of 180 pixels are those of 224 resized, not smaller crops: section 2.3 of the paper.
+    """
+    images = torch.where(batch.flips.view(-1, 1, 1, 1), batch.images.flip(-1), batch.images)
+    images = normalize(images, mean, std, batch.colour_shifts)
+    if images.shape[-1] != size:
+        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    return batch._replace(images=images)

@@ -1,0 +1,61 @@
+"""The kinds of data sets by name."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, cast
+
+from spp_cls.cli.errors import UserError
+from spp_cls.cli.targets import call_bound, import_target
+from spp_cls.data.demo import draw_demo
+from spp_cls.data.sources.files import ImageFiles, open_image_folder
+from spp_cls.data.sources.imagenet import open_imagenet
+from spp_cls.data.sources.packed import PackedImages
+from spp_cls.data.sources.source import ImageSource, Split
+
+
+def _open_demo(root: Path, split: Split) -> ImageFiles:
+    draw_demo(root)
+    return open_image_folder(root, split)
+
+
+KINDS: dict[str, Callable[[Path, Split], ImageSource]] = {
+    "demo": _open_demo,
+    "imagefolder": open_image_folder,
+    "imagenet": open_imagenet,
+    "packed": PackedImages,
+}
+
+_MEMBERS = ("root", "labels", "class_names", "__len__", "name", "location", "read", "size")
+
+
+def open_source(kind: str, root: str | Path, split: Split) -> ImageSource:
+    """Open a split of a data set.
+
+    `kind` is demo, imagefolder, imagenet or packed, or the dotted path of a function or class of your own, such as
+    my_module.open_pairs: it is called with (root, split) and returns an ImageSource.
+
+    Raises:
+        UserError: if there is no such kind, or the folder is missing or not laid out as its kind says.
+    """
+    root = Path(root)
+    if kind not in KINDS:
+        if "." in kind:
+            return _open_own(kind, root, split)
+        raise UserError(
+            f"there is no kind of data {kind}; choose {', '.join(KINDS)}, or the dotted path of a function of your own"
+        )
+    if kind != "demo" and not root.is_dir():
+        raise UserError(f"there is no folder {root}; set data.root to the data set's folder")
+    return KINDS[kind](root, split)
+
+
+def _open_own(path: str, root: Path, split: Split) -> ImageSource:
+    source: Any = call_bound(partial(import_target(path, "data.kind")), "data.kind", root, split)
+    missing = [name for name in _MEMBERS if not hasattr(source, name)]
+    if missing:
+        raise UserError(
+            f"data.kind={path} returned a {type(source).__name__} without {', '.join(missing)}; "
+            "it must return an ImageSource"
+        )
+    return cast(ImageSource, source)

@@ -1,0 +1,84 @@
+"""Lists of image files; long ones are cached between runs until a folder changes."""
+
+import hashlib
+import logging
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spp_cls.cli.errors import UserError
+from spp_cls.cli.files import replace_atomically
+
+_log = logging.getLogger(__name__)
+
+_IMAGE_ENDINGS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
+
+# Shorter lists take no time to make.
+_LEAST_CACHED = 50_000
+
+# A folder that changed just before it was listed may change again without a new modification time.
+_SETTLED_SECONDS = 2
+
+
+def list_class_folders(folder: Path) -> tuple[str, ...]:
+    """List the folders of the classes in `folder`, sorted.
+
+    Raises:
+        UserError: if there are none.
+    """
+    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    if not classes:
+        raise UserError(f"{folder} has no class folders; it needs one folder of images for each class")
+    return tuple(classes)
+
+
+def list_images(folder: Path) -> list[str]:
+    """List the names of a folder's image files, sorted."""
+    return sorted(
+        entry.name
+        for entry in os.scandir(folder)
+        if entry.name.lower().endswith(_IMAGE_ENDINGS) and not entry.name.startswith(".")
+    )
+
+
+def list_class_images(folder: Path, classes: Sequence[str]) -> tuple[NDArray[np.bytes_], NDArray[np.int64]]:
+    """List the images of class folders: names as <class>/<image>, and the number of each class.
+
+    A long list is cached in $XDG_CACHE_HOME/spp_cls or ~/.cache/spp_cls, until a class folder's modification time
+    changes.
+    """
+    cached = _cache_file(folder)
+    changed = np.array([os.stat(folder / name).st_mtime_ns for name in classes], np.int64)
+    key = np.array([os.fsencode(name) for name in classes])
+    if cached.is_file():
+        with np.load(cached) as found:
+            if np.array_equal(found["classes"], key) and np.array_equal(found["changed"], changed):
+                return found["names"], found["counts"]
+    now = time.time_ns()
+    images = [list_images(folder / name) for name in classes]
+    names = np.array(
+        [os.fsencode(f"{name}/{file}") for name, files in zip(classes, images, strict=True) for file in files]
+    )
+    counts = np.array([len(files) for files in images], np.int64)
+    if len(names) >= _LEAST_CACHED and now - changed.max() > _SETTLED_SECONDS * 10**9:
+        _write_cache(cached, classes=key, changed=changed, names=names, counts=counts)
+    return names, counts
+
+
+def _cache_file(folder: Path) -> Path:
+    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
+    return caches / "spp_cls" / f"images-{digest[:16]}.npz"
+
+
+def _write_cache(path: Path, **arrays: NDArray[np.generic]) -> None:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_atomically(path) as unfinished:
+            np.savez(unfinished, allow_pickle=False, **arrays)
+    except OSError as error:
+        _log.info("cannot cache the list of images in %s: %s; the next run lists them again", path, error.strerror)

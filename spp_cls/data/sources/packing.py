@@ -1,0 +1,223 @@
+"""Writes packed data sets, and checks them; packed.py reads them."""
+
+import hashlib
+import json
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+import numpy as np
+import simplejpeg
+from tqdm import tqdm
+
+from spp_cls.cli.errors import UserError
+from spp_cls.cli.files import replace_atomically
+from spp_cls.data.sources.packed import COLUMNS, MANIFEST, PackedImages, import_pyarrow, read_manifest
+from spp_cls.data.sources.parquet import ParquetImages
+from spp_cls.data.sources.source import ImageSource
+from spp_cls.data.transforms.crops import resize
+from spp_cls.data.transforms.decode import Data, UndecodableImageError, decode
+
+ROWS_PER_BATCH = 1024
+IMAGES_PER_FILE = 32 * ROWS_PER_BATCH
+
+# What an interrupted packing leaves: the start of its manifest, and a note beside each complete file.
+_UNFINISHED = "unfinished.json"
+_NOTE = ".json"
+
+PackSource = ImageSource | ParquetImages
+OnBad = Literal["stop", "skip"]
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class PackSettings(NamedTuple):
+    """How images are packed: unchanged (min_side None), or as JPEGs of a min side and a quality."""
+
+    min_side: int | None = None
+    quality: int = 90
+
+
+class Row(NamedTuple):
+    """One image in a packed file: the COLUMNS, in their order."""
+
+    image: Data
+    label: int
+    name: str
+    width: int
+    height: int
+
+
+def pack(
+    sources: Mapping[str, PackSource], out: Path, settings: PackSettings, num_workers: int, on_bad: OnBad
+) -> dict[str, Any]:
+    """Write the splits of a data set into `out` and return the manifest; complete files are kept.
+
+    Raises:
+        UserError: if an image cannot be decoded and `on_bad` is stop, or `out` holds something else.
+    """
+    manifest: dict[str, Any] = {
+        "format": 1,
+        **settings._asdict(),
+        "rows_per_batch": ROWS_PER_BATCH,
+        "images_per_file": IMAGES_PER_FILE,
+        "classes": list(next(iter(sources.values())).class_names),
+        "sources": {split: _hash_source(source) for split, source in sources.items()},
+    }
+    if _is_packed(out, manifest):
+        return read_manifest(out)
+    if not (out / _UNFINISHED).is_file():
+        _write_json(out / _UNFINISHED, manifest)
+    manifest["splits"] = {}
+    with ThreadPoolExecutor(num_workers) as pool:
+        for split, source in sources.items():
+            notes = []
+            with tqdm(total=len(source), unit=" images", desc=f"Packing {split}", file=sys.stdout) as bar:
+                read_row = partial(_read_row, source, settings)
+                for start in range(0, len(source), IMAGES_PER_FILE):
+                    path = out / f"{split}-{start // IMAGES_PER_FILE:05d}.arrow"
+                    indices = range(start, min(start + IMAGES_PER_FILE, len(source)))
+                    rows = _map_in_order(pool, read_row, indices, 4 * num_workers)
+                    notes.append(_pack_file(path, rows, on_bad, bar))
+                    bar.update(start + len(indices) - bar.n)
+            manifest["splits"][split] = {
+                "images": sum(note["images"] for note in notes),
+                "bad": [image for note in notes for image in note.pop("bad")],
+                "files": notes,
+            }
+    _write_json(out / MANIFEST, manifest)
+    for leftover in (out / _UNFINISHED, *out.glob(f"*.arrow{_NOTE}"), *out.glob(".*.arrow")):
+        leftover.unlink()
+    return manifest
+
+
+def _is_packed(out: Path, manifest: Mapping[str, Any]) -> bool:
+    """Make the folder, or check that it holds the same data with the same settings, complete or not."""
+    out.mkdir(parents=True, exist_ok=True)
+    for path in (out / MANIFEST, out / _UNFINISHED):
+        if path.is_file():
+            old = json.loads(path.read_text())
+            different = [key for key, value in manifest.items() if old.get(key) != value]
+            if different:
+                raise UserError(
+                    f"{out} was packed with other {', '.join(different)}; remove it or choose another folder with out="
+                )
+            return path.name == MANIFEST
+    if any(out.iterdir()):
+        raise UserError(f"{out} is neither empty nor a packed data set; choose another folder with out=")
+    return False
+
+
+def _hash_source(source: PackSource) -> str:
+    """Hash the names and labels of a source, to recognise it."""
+    digest = hashlib.sha256(source.labels.tobytes())
+    for index in range(len(source)):
+        digest.update(source.name(index).encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()
+
+
+def _pack_file(path: Path, rows: Iterable[Row | dict[str, str]], on_bad: OnBad, bar: Any) -> dict[str, Any]:
+    """Write one file and a note about it, and return the note; if there is a note already, the file is complete."""
+    note_path = path.with_name(path.name + _NOTE)
+    if note_path.is_file():
+        return dict(json.loads(note_path.read_text()))
+    bad: list[dict[str, str]] = []
+
+    def collect_good() -> Iterator[Row]:
+        for row in rows:
+            bar.update()
+            if isinstance(row, Row):
+                yield row
+            elif on_bad == "stop":
+                raise UserError(f"{row['reason']}; to leave such images out: on_bad=skip")
+            else:
+                bad.append(row)
+
+    with replace_atomically(path) as unfinished:
+        images = _write_rows(unfinished, collect_good())
+        size, sha256 = unfinished.stat().st_size, _hash_file(unfinished)
+    note = {"name": path.name, "images": images, "bytes": size, "sha256": sha256, "bad": bad}
+    _write_json(note_path, note)
+    return note
+
+
+def _read_row(source: PackSource, settings: PackSettings, index: int) -> Row | dict[str, str]:
+    """Return the row of an image, encoded again if asked for; its name and the reason if it is damaged."""
+    data, name = source.read(index), source.name(index)
+    try:
+        pixels = decode(data, source.location(index), settings.min_side)
+    except UndecodableImageError as error:
+        return {"name": name, "reason": str(error)}
+    if settings.min_side is not None:
+        pixels = np.ascontiguousarray(resize(pixels, settings.min_side))
+        # Photographs are usually stored with half the resolution of colour too.
+        data = simplejpeg.encode_jpeg(pixels, quality=settings.quality, colorsubsampling="420")
+    return Row(data, int(source.labels[index]), name, pixels.shape[1], pixels.shape[0])
+
+
+def _map_in_order(
+    pool: ThreadPoolExecutor, work: Callable[[Item], Result], items: Sequence[Item], ahead: int
+) -> Iterator[Result]:
+    """Map like pool.map, but with no more than `ahead` items in work."""
+    waiting: deque[Future[Result]] = deque()
+    rest = iter(items)
+    try:
+        while True:
+            waiting.extend(pool.submit(work, item) for item in islice(rest, ahead - len(waiting)))
+            if not waiting:
+                return
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
+
+
+def _write_rows(path: Path, rows: Iterable[Row]) -> int:
+    """Write rows as an Arrow IPC file and return their number; all its batches but the last have ROWS_PER_BATCH."""
+    pyarrow = import_pyarrow()
+    types = (pyarrow.binary(), pyarrow.int64(), pyarrow.string(), pyarrow.int32(), pyarrow.int32())
+    schema = pyarrow.schema(list(zip(COLUMNS, types, strict=True)))
+    count = 0
+    rest = iter(rows)
+    with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_file(file, schema) as writer:
+        while batch := list(islice(rest, ROWS_PER_BATCH)):
+            columns = [pyarrow.array(cells, kind) for cells, kind in zip(zip(*batch, strict=True), types, strict=True)]
+            writer.write_batch(pyarrow.record_batch(columns, schema=schema))
+            count += len(batch)
+    return count
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with replace_atomically(path) as unfinished:
+        unfinished.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def verify(root: Path) -> dict[str, int]:
+    """Check the files of a packed data set against its manifest; return the number of images of each split.
+
+    Raises:
+        UserError: if a file is missing or differs, or a label is not the number of a class.
+    """
+    counts = {}
+    for split, content in read_manifest(root)["splits"].items():
+        source = PackedImages(root, split)
+        for entry in content["files"]:
+            path = root / entry["name"]
+            if _hash_file(path) != entry["sha256"]:
+                raise UserError(f"{path} differs from what was packed; copy it again or pack it again")
+        if len(source) != len(source.labels) or not set(source.labels.tolist()) <= set(range(len(source.class_names))):
+            raise UserError(
+                f"labels of {split} in {root} are not among its {len(source.class_names)} classes; pack again"
+            )
+        counts[split] = len(source)
+    return counts

@@ -1,0 +1,98 @@
+"""Bytes of an image file -> RGB pixels."""
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+from spp_cls.cli.errors import UserError
+
+Pixels = NDArray[np.uint8]
+
+# The bytes of an image file; an array if they are part of a larger, memory-mapped file.
+Data = bytes | NDArray[np.uint8]
+
+# libjpeg's messages for data that end early although the file goes on: the rest of the image would be grey.
+_GREY_REST = ("premature end of data segment", "found marker")
+
+
+class UndecodableImageError(UserError):
+    """The bytes are not a complete image; the message names the file and the reason."""
+
+
+def decode(data: Data, name: str, min_side: int | None = None) -> Pixels:
+    """Decode any common image format to H x W x 3 uint8, whatever its colour mode; EXIF orientation is ignored.
+
+    `name` is the file's name for the error message. Give `min_side` if the image will be resized to it: a JPEG at
+    least twice as large is then decoded at a half, a quarter or an eighth of its size, not smaller than `min_side`.
+
+    Raises:
+        UndecodableImageError: if the data is truncated, damaged or not an image.
+    """
+    try:
+        return _decode_jpeg(data, min_side)
+    except ValueError as error:
+        refusal = str(error)
+    try:
+        # Pillow warns of images whose header claims an absurd size, before it refuses them.
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(bytes(data))) as image:
+            pixels = np.array(_convert_to_rgb(image))
+    except Exception as error:  # a damaged file can make Pillow's parsers raise nearly anything
+        raise UndecodableImageError(f"cannot decode the image {name}: {_describe_error(error)}") from error
+    if any(words in refusal for words in _GREY_REST):
+        raise UndecodableImageError(f"cannot decode the image {name}: {refusal}")
+    return pixels
+
+
+def _decode_jpeg(data: Data, min_side: int | None) -> Pixels:
+    """Decode an ordinary JPEG with libjpeg-turbo; ValueError for everything else, also for small irregularities."""
+    height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    # A damaged header can claim any size; Pillow has a limit.
+    if height * width > (Image.MAX_IMAGE_PIXELS or 0):
+        raise ValueError("a very large image")
+    if colours == "CMYK":
+        # Only to see whether the file is complete; Pillow does the conversion to RGB.
+        simplejpeg.decode_jpeg(data, "CMYK")
+        raise ValueError("neither RGB nor grey")
+    if min_side is None or min(height, width) < 2 * min_side:
+        return simplejpeg.decode_jpeg(data)
+    # Other fractions take longer than decoding the whole image.
+    part = next(part for part in (8, 4, 2) if min(height, width) >= part * min_side)
+    return simplejpeg.decode_jpeg(data, min_height=-(-height // part), min_width=-(-width // part), min_factor=2)
+
+
+def _convert_to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16"):
+        # Pillow clips 16-bit grey to 255 instead of scaling it.
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode == "P" and "transparency" in image.info:
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("RGB")
+
+
+def _describe_error(error: Exception) -> str:
+    if isinstance(error, Image.UnidentifiedImageError):
+        return "it is not in a known image format"
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def read_size(path: Path) -> tuple[int, int]:
+    """Read an image's width and height from its header.
+
+    Raises:
+        UndecodableImageError: if the file is not an image.
+        UserError: if the file cannot be read.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.size
+    except Image.UnidentifiedImageError as error:
+        raise UndecodableImageError(f"cannot decode the image {path}: {_describe_error(error)}") from error
+    except OSError as error:
+        raise UserError(f"cannot read the image {path}: {error.strerror or error}") from error

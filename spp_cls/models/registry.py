@@ -1,0 +1,45 @@
+"""Registers the networks with timm: zf5, zf5_spp, convnet5, convnet5_spp and on."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+
+from spp_cls.models.net import IMAGENET_MEAN, PRESETS, SPPNet, build_net, describe_for_timm
+from spp_cls.models.specs import SPECS
+
+# register_model looks up the metadata of its entry points under this name.
+default_cfgs: dict[str, Any] = {}
+
+
+def _create_entry_point(name: str, pooling: Literal["spp", "none"], variant: str) -> Callable[..., SPPNet]:
+    def build(img_size: int | tuple[int, int] | None = None, **options: Any) -> SPPNet:
+        # timm fills in the channels and, for a network of fixed input size, the size; img_size is its name for it.
+        if img_size is not None:
+            options["input_size"] = img_size if isinstance(img_size, int) else img_size[0]
+        in_chans = options.get("in_chans", 3)
+        if in_chans != 3:
+            options.setdefault("mean", (sum(IMAGENET_MEAN) / 3,) * in_chans)
+        return build_net(name, pooling, **options)
+
+    def create(pretrained: bool = False, **options: Any) -> SPPNet:
+        net: SPPNet = build_model_with_cfg(build, variant, pretrained, **options)
+        # timm's own says what the variant has by default, not what `options` changed.
+        own = {**describe_for_timm(net.config, net.backbone), "architecture": variant}
+        net.pretrained_cfg = net.default_cfg = {**net.pretrained_cfg, **own}
+        return net
+
+    create.__name__ = create.__qualname__ = variant
+    create.__doc__ = f"Build {variant} (Table 1); no weights are published for it."
+    return create
+
+
+for _name in (*SPECS, *PRESETS):
+    for _pooling in ("none", "spp"):
+        _variant = _name + ("_spp" if _pooling == "spp" else "")
+        # Shapes alone; no weights are drawn.
+        with torch.device("meta"):
+            _cfg = build_net(_name, _pooling).pretrained_cfg
+        default_cfgs.update(generate_default_cfgs({_variant: {**_cfg, "architecture": _variant}}))
+        register_model(_create_entry_point(_name, _pooling, _variant))

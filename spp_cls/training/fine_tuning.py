@@ -1,0 +1,54 @@
+"""Fine-tuning: a network that starts from the weights of another."""
+
+from pathlib import Path
+
+from torch import nn
+
+from spp_cls.cli.errors import UserError
+from spp_cls.models.checkpoint import load_net
+from spp_cls.models.net import NetConfig, SPPNet
+
+# Weights are of use only in the layers, and at the scale of the input, that they were learned with.
+_SAME = ("name", "width", "in_chans", "std")
+
+
+def init_from(net: SPPNet, path: str | Path) -> str:
+    """Copy the weights of all layers that fit from another network; return a line that says which.
+
+    `path` is a checkpoint or an exported safetensors folder. A layer of another shape stays new, such as the first fc
+    layer after another pyramid, and so does the classifier if the classes differ.
+
+    Raises:
+        UserError: if there is no network at `path`, or its name, width, input channels or std differ.
+    """
+    other = load_net(path)
+    differences = [
+        f"model.{field} is {getattr(net.config, field)}, but {getattr(other.config, field)} there"
+        for field in _SAME
+        if getattr(net.config, field) != getattr(other.config, field)
+    ]
+    if differences:
+        raise UserError(f"init_from={path} is another network: {'; '.join(differences)}; set the same values")
+    loaded: list[str] = []
+    new: list[str] = []
+    for name, layer in net.named_modules():
+        if not isinstance(layer, nn.Conv2d | nn.Linear):
+            continue
+        source = other.get_submodule(name)
+        if layer is net.get_classifier() and (difference := _compare_classes(net.config, other.config)):
+            new.append(f"{name} ({difference})")
+        elif not isinstance(source, type(layer)) or source.weight.shape != layer.weight.shape:
+            new.append(f"{name} (another shape)")
+        else:
+            layer.load_state_dict(source.state_dict())
+            loaded.append(name)
+    return f"Loaded from {path}: {', '.join(loaded) or 'nothing'}; new: {', '.join(new) or 'nothing'}"
+
+
+def _compare_classes(own: NetConfig, other: NetConfig) -> str:
+    """Return how the classes of two networks differ; nothing if they do not."""
+    if own.num_classes != other.num_classes:
+        return f"{own.num_classes} classes, {other.num_classes} there"
+    if own.class_names and other.class_names and own.class_names != other.class_names:
+        return "other classes"
+    return ""

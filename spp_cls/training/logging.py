@@ -1,0 +1,233 @@
+"""What a run logs: metrics of each epoch, the loss of steps and pictures of filters; and the loggers they go to."""
+
+import csv
+import inspect
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import Callback
+from pytorch_lightning.loggers import Logger, TensorBoardLogger
+from pytorch_lightning.utilities import rank_zero_only
+from torch import Tensor, nn
+from torchvision.utils import make_grid
+
+from spp_cls.cli.collectives import all_gather
+from spp_cls.cli.errors import UserError
+from spp_cls.cli.files import replace_atomically
+from spp_cls.cli.targets import bind_target, call_bound
+from spp_cls.data.loading.batch import Batch
+from spp_cls.models.net import SPPNet
+from spp_cls.training.module import LitClassifier
+
+TENSORBOARD_FOLDER = "tensorboard"
+CSV_FILE = Path("csv", "metrics.csv")
+
+
+class EpochMetrics(Callback):
+    """Logs each epoch: loss and errors of training and validation, learning rate, image size, images per second.
+
+    Checkpoints carry what the epoch has measured so far, and the metrics of an epoch that ended with them: these are
+    of the step from which a run that resumes logs anew.
+    """
+
+    def __init__(self) -> None:
+        self._metrics: dict[str, float] = {}
+        self._image_size = 0
+        self._undecodable = 0
+        self._seconds = 0.0
+        self._start = 0.0
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the metrics of an epoch that ended with the checkpoint."""
+        self._log(trainer)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Let the clock go on from where the checkpoint was saved."""
+        self._start = time.perf_counter() - self._seconds
+        if not trainer.is_global_zero:
+            # The checkpoint has those of all processes together.
+            self._undecodable = 0
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Start the epoch; Lightning does not call this where a run resumes inside an epoch."""
+        self._metrics = {}
+        self._undecodable = 0
+        self._start = time.perf_counter()
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Read the clock of the training steps, which stops before validation."""
+        self._seconds = time.perf_counter() - self._start
+        self._undecodable += len(batch.replaced)
+        self._image_size = batch.images.shape[-1]
+
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Take the metrics of validation."""
+        assert isinstance(pl_module, LitClassifier)
+        metrics = pl_module.val_counts.compute()
+        if not trainer.sanity_checking:
+            images = int(metrics.pop("images"))
+            self._metrics = {f"val/{name}": value for name, value in metrics.items()}
+            # For callbacks that watch them, such as EarlyStopping.
+            pl_module.log_dict(self._metrics, batch_size=images, logger=False)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the metrics of the epoch."""
+        assert isinstance(pl_module, LitClassifier)
+        metrics = pl_module.train_counts.compute()
+        images = metrics.pop("images")
+        self._metrics |= {f"train/{name}": value for name, value in metrics.items()} | {
+            "learning_rate": trainer.optimizers[0].param_groups[0]["lr"],
+            "image_size": float(self._image_size),
+            "images_per_second": images / self._seconds,
+            "train/undecodable_images": float(sum(all_gather(self._undecodable))),
+            "epoch": float(trainer.current_epoch),
+            "step": float(trainer.global_step),
+        }
+        pl_module.log_dict(self._metrics, logger=False)
+        self._log(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what the rest of the epoch needs, over all processes."""
+        return {
+            "metrics": self._metrics,
+            "image_size": self._image_size,
+            "undecodable": sum(all_gather(self._undecodable)),
+            "seconds": self._seconds,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on with the epoch of a checkpoint."""
+        self._metrics = dict(state_dict["metrics"])
+        self._image_size = state_dict["image_size"]
+        self._undecodable = state_dict["undecodable"]
+        self._seconds = state_dict["seconds"]
+
+    def _log(self, trainer: pl.Trainer) -> None:
+        if self._metrics:
+            metrics = dict(self._metrics)
+            step = int(metrics.pop("step"))
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics=metrics, step=step)
+
+
+class StepLoss(Callback):
+    """Logs the loss of every trainer.log_every_n_steps-th step."""
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Log the loss; at once, as a checkpoint may follow from which a run resumes behind this step."""
+        parts = trainer.accumulate_grad_batches
+        is_logged = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
+        if trainer.loggers and is_logged and (batch_idx + 1) % parts == 0:
+            # Lightning has divided it.
+            loss = outputs["loss"].item() * parts
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics={"train/step_loss": loss}, step=trainer.global_step - 1)
+
+
+class FilterPictures(Callback):
+    """Shows the filters of the first convolution after each epoch, in the loggers that take pictures."""
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Log the picture."""
+        assert isinstance(pl_module, LitClassifier)
+        for logger in trainer.loggers if trainer.is_global_zero else []:
+            add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
+            if add_image is not None:
+                add_image("first_conv/filters", draw_filters(pl_module.net), trainer.current_epoch)
+
+
+def draw_filters(net: SPPNet) -> Tensor:
+    """Draw the filters of the first convolution as a grid, 3 x H x W, each stretched to 0..1."""
+    conv = net.backbone.get_submodule(net.backbone.first_conv)
+    assert isinstance(conv, nn.Conv2d)
+    filters = conv.weight.detach().float().cpu().contiguous()
+    # Of other numbers of channels than red, green and blue, the first in grey.
+    channels = 3 if filters.shape[1] >= 3 else 1
+    return make_grid(filters[:, :channels], nrow=12, padding=1, normalize=True, scale_each=True)
+
+
+def create_loggers(nodes: Mapping[str, Mapping[str, Any]], resume_step: int = 0) -> list[Logger]:
+    """Return the logger that each node of the configuration names as `_target_`.
+
+    Nothing is written yet. `resume_step` is the step of the checkpoint that the run resumes from, 0 for a new run; a
+    class or function with a parameter of this name gets it, and leaves out what was logged from that step on.
+
+    Raises:
+        UserError: if a class or function cannot be found, refuses its keys or is not a Lightning logger.
+    """
+    loggers = []
+    for name, node in nodes.items():
+        target = bind_target(node, f"logger.{name}")
+        if "resume_step" in inspect.signature(target.func).parameters:
+            target = partial(target, resume_step=resume_step)
+        logger = call_bound(target, f"logger.{name}")
+        if not isinstance(logger, Logger):
+            raise UserError(f"logger.{name}: {logger!r} is not a logger of Lightning")
+        loggers.append(logger)
+    return loggers
+
+
+def create_tensorboard_logger(folder: str | Path, resume_step: int = 0) -> TensorBoardLogger:
+    """Return a logger that writes TensorBoard's event files to `folder`/tensorboard."""
+    return TensorBoardLogger(folder, name="", version=TENSORBOARD_FOLDER, purge_step=resume_step)
+
+
+def create_csv_logger(folder: str | Path, resume_step: int = 0) -> "CSVLogger":
+    """Return a logger that writes `folder`/csv/metrics.csv."""
+    return CSVLogger(Path(folder) / CSV_FILE, resume_step)
+
+
+class CSVLogger(Logger):
+    """Writes a CSV file with a row for each logging and a column for each metric, empty where it was not logged.
+
+    A file that is there keeps its rows of steps before `resume_step`; Lightning's own CSVLogger would delete it. The
+    file is written whole with each checkpoint and at the end.
+    """
+
+    name = "csv"
+    version = ""
+
+    def __init__(self, path: Path, resume_step: int = 0) -> None:
+        super().__init__()
+        self.path = path
+        self._resume_step = resume_step
+        self._rows: list[dict[str, Any]] | None = None
+        self._is_saved = True
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Add a row, to be written when the logger is saved."""
+        if self._rows is None:
+            self._rows = self._read_rows()
+        self._rows.append({"step": step, **metrics})
+        self._is_saved = False
+
+    @rank_zero_only
+    def log_hyperparams(self, *_: Any, **__: Any) -> None:
+        """Leave them out: the run folder has the configuration."""
+
+    @rank_zero_only
+    def save(self) -> None:
+        """Write the file."""
+        if self._is_saved or self._rows is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with replace_atomically(self.path) as unfinished, unfinished.open("w", newline="") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(key for row in self._rows for key in row)))
+            writer.writeheader()
+            writer.writerows(self._rows)
+        self._is_saved = True
+
+    def _read_rows(self) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        with self.path.open(newline="") as file:
+            return [row for row in csv.DictReader(file) if int(row["step"]) < self._resume_step]

@@ -1,0 +1,87 @@
+"""The paper's tables, with our results beside them."""
+
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from spp_cls.cli.errors import UserError
+from spp_cls.evaluation.rows import Row, append_csv, read_csv
+from spp_cls.evaluation.tables import (
+    build_measured_table,
+    build_paper_tables,
+    draw_chart,
+    read_results,
+)
+from tests.cli.test_command import KINDS, TABLE_2
+from tests.conftest import REPOSITORY, Tool, error_of
+
+RESULTS = REPOSITORY / "results"
+
+
+def row(**values: object) -> Row:
+    """An invented row, for tests alone."""
+    numbers = {field.name: 0 for field in fields(Row)}
+    given = {"net": "zf5", "pooling": "spp", "levels": "6 3 2 1", "sizes": "alternate", "protocol": "crop10"}
+    return Row(**{**numbers, **given, "data": "imagenet", "images": 50_000, **values})  # type: ignore[arg-type]
+
+
+def test_the_papers_errors() -> None:
+    paper, _ = read_results(RESULTS)
+    by_cell = {(r["net"], r["pooling"], r["sizes"]): r for r in paper if r["table"] == "2"}
+    assert len(by_cell) == 12
+    for net, errors in TABLE_2.items():
+        for (pooling, sizes), error in zip(KINDS.values(), errors, strict=True):
+            found = by_cell[net, pooling, sizes]
+            assert f"{found['top1_error']} {found['top5_error']}" == error
+    # Table 3 as the paper prints it: 1 crop and 1 full of each network.
+    table_3 = [r["top1_error"] for r in paper if r["table"] == "3"]
+    assert table_3 == ["38.01", "37.55", "37.57", "37.07", "33.18", "32.72", "32.57", "31.25"]
+    (best,) = [r for r in paper if r["protocol"] == "map98"]
+    assert (best["views"], best["top1_error"], best["top5_error"]) == ("98", "27.86", "9.14")
+
+
+def test_only_the_same_measurement_stands_beside_the_papers(tmp_path: Path) -> None:
+    (tmp_path / "paper.csv").write_bytes((RESULTS / "paper.csv").read_bytes())
+    others = [
+        row(data="imagenette"),
+        row(images=3925),
+        row(sizes="single", protocol="map10"),
+        row(levels="4 3 2 1"),
+    ]
+    append_csv(others, tmp_path / "ours.csv")
+    paper, ours = read_results(tmp_path)
+    assert len(ours) == 4
+    for _, _, rows in build_paper_tables(paper, ours):
+        assert all(cells[3] == cells[4] == cells[6] == cells[7] == "" for cells in rows)
+    append_csv([row(top1_error=34.2, top5_error=13.9)], tmp_path / "ours.csv")
+    paper, ours = read_results(tmp_path)
+    rows = [cells for _, _, table in build_paper_tables(paper, ours) for cells in table if cells[3]]
+    assert rows == [["ZF-5 (c) SPP multi-size", "10", "34.60", "34.20", "-0.40", "13.64", "13.90", "+0.26"]]
+    assert [cells[0] for cells in build_measured_table(ours)[2]] == ["imagenette"]
+
+
+def test_the_chart_is_a_picture(tmp_path: Path) -> None:
+    draw_chart(*read_results(RESULTS), tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_other_columns_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "ours.csv").write_text("protocol,error\ncrop1,3\n")
+    with pytest.raises(UserError, match="other columns"):
+        append_csv([row()], tmp_path / "ours.csv")
+    with pytest.raises(UserError, match="other columns"):
+        read_csv(tmp_path / "ours.csv")
+    assert (tmp_path / "ours.csv").read_text() == "protocol,error\ncrop1,3\n"
+
+
+def test_the_command(tmp_path: Path, tool: Tool, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "spp_cls.evaluation.tables"
+    result = tool(name, f"results={RESULTS}", "format=csv", "chart=errors.png")
+    assert "Convnet*-5 (a) no SPP,10,34.93" in result.stdout
+    assert (tmp_path / "errors.png").exists()
+    assert "chart" in tool(name, "--help").stdout
+    assert "there is no paper.csv" in error_of(tool(name, f"results={tmp_path}"))
+    assert "format is terminal or markdown or csv" in error_of(tool(name, "format=html"))
+    assert "there is no key from" in error_of(tool(name, "from=x"))
+    assert "results is not key=value" in error_of(tool(name, "results"))

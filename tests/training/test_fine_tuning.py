@@ -1,0 +1,133 @@
+"""Starting from another network's weights, and refusing to go on from them."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from spp_cls import UserError, build_net, load_net
+from spp_cls.training.fine_tuning import init_from
+from tests.conftest import Command, error_of, write_checkpoint, write_image
+
+LAYERS = [f"backbone.conv{i}" for i in range(1, 6)] + ["head.hidden1", "head.hidden2", "head.classifier"]
+TINY = {"name": "zf5_tiny", "std": (57.6, 57.6, 57.6)}
+
+
+def same_layers(net: torch.nn.Module, other: torch.nn.Module) -> list[str]:
+    return [
+        name
+        for name in LAYERS
+        if net.get_submodule(name).weight.shape == other.get_submodule(name).weight.shape
+        and torch.equal(net.get_submodule(name).weight, other.get_submodule(name).weight)
+        and torch.equal(net.get_submodule(name).bias, other.get_submodule(name).bias)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("options", "new"),
+    [
+        ({"num_classes": 3}, {}),
+        ({"num_classes": 3, "class_names": ("a", "b", "c")}, {}),
+        ({"num_classes": 3, "class_names": ("c", "b", "a")}, {"head.classifier": "other classes"}),
+        ({"num_classes": 4}, {"head.classifier": "4 classes, 3 there"}),
+        ({"num_classes": 3, "levels": (4, 1)}, {"head.hidden1": "another shape"}),
+        (
+            {"num_classes": 9, "pooling": "none", "input_size": 64},
+            {"head.hidden1": "another shape", "head.classifier": "9 classes, 3 there"},
+        ),
+    ],
+)
+def test_what_fits_is_loaded_and_the_rest_is_listed(options: dict, new: dict[str, str], tmp_path: Path) -> None:
+    other = write_checkpoint(tmp_path / "best.ckpt", class_names=("a", "b", "c"))
+    for parameter in other.parameters():
+        # First weights have biases of zero everywhere.
+        torch.nn.init.normal_(parameter)
+    write = {f"net.{key}": value for key, value in other.state_dict().items()}
+    torch.save(torch.load(tmp_path / "best.ckpt") | {"state_dict": write}, tmp_path / "best.ckpt")
+    kept = [name for name in LAYERS if name not in new]
+    shown = ", ".join(f"{name} ({reason})" for name, reason in new.items()) or "nothing"
+    net = build_net(**TINY, **options)
+    assert same_layers(net, other) == []
+    path = tmp_path / "best.ckpt"
+    assert init_from(net, path) == f"Loaded from {path}: {', '.join(kept)}; new: {shown}"
+    assert same_layers(net, other) == kept
+
+
+def test_an_exported_folder_is_as_good(exported: Path) -> None:
+    net, other = build_net(**TINY, num_classes=3), load_net(exported / "best.ckpt")
+    assert init_from(net, exported / "export").endswith("; new: nothing")
+    assert same_layers(net, other) == LAYERS
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            TINY | {"std": (57.6, 58, 59)},
+            "model.std is (57.6, 58, 59), but (57.6, 57.6, 57.6) there; set the same values",
+        ),
+        ({"name": "zf5"}, "model.width is 1.0, but 0.25 there"),
+        ({"name": "convnet5", "width": 0.25}, "model.name is convnet5, but zf5 there"),
+        (TINY | {"in_chans": 1, "mean": (9.0,), "std": (57.6,)}, "model.in_chans is 1, but 3 there"),
+    ],
+)
+def test_other_networks_are_refused(options: dict, message: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "best.ckpt")
+    with torch.device("meta"):
+        net = build_net(**options, num_classes=3)
+    with pytest.raises(UserError, match=re.escape(message)):
+        init_from(net, tmp_path / "best.ckpt")
+
+
+SMALL = (
+    "data=imagefolder", "data.root=images", "data.batch_size=8", "data.num_workers=0", "model.input_size=64",
+    "trainer.max_epochs=1", "sizes=single", "name=small", "augmentation.pca_std=0.2",
+    "experiment=paper", "model=zf5_tiny",
+)  # fmt: skip
+
+
+def test_a_run_starts_from_weights_once_and_refuses_other_keys(
+    image_folder: Path, tmp_path: Path, command: Command
+) -> None:
+    source = write_checkpoint(tmp_path / "source.ckpt", num_classes=5, std=(57.6,) * 3)
+    arguments = (*SMALL, "init_from=source.ckpt")
+    # So slow that the layers are still those of the file.
+    result = command("train.py", *arguments, "optimizer.lr=1e-12")
+    assert result.returncode == 0, result.stderr
+    loaded, new = LAYERS[:-1], "head.classifier (3 classes, 5 there)"
+    assert f"Loaded from source.ckpt: {', '.join(loaded)}; new: {new}" in result.stdout
+    weights = torch.load(tmp_path / "runs/small/last.ckpt")["state_dict"]
+    for name in loaded:
+        torch.testing.assert_close(weights[f"net.{name}.weight"], source.get_submodule(name).weight)
+
+    # The run goes on from its own checkpoint, for which it does not need the other any more.
+    (tmp_path / "source.ckpt").unlink()
+    slow = ("optimizer.lr=1e-12", "trainer.max_epochs=2")
+    result = command("train.py", *arguments, *slow)
+    assert result.returncode == 0, result.stderr
+    assert "Loaded from" not in result.stdout
+
+    before = {path: path.read_bytes() for path in (tmp_path / "runs/small").iterdir() if path.is_file()}
+    changed = ("seed=3", "data.batch_size=4", "model.levels=[4,1]", "augmentation.pca_std=0", "schedule=milestones")
+    line = error_of(command("train.py", *arguments, *changed))
+    assert "error: the run in runs/small was started with other keys" in line
+    assert "augmentation.pca_std was 0.2, is 0" in line
+    assert "schedule.patience was 5, is None" in line
+    for difference in ("levels was (6, 3, 2, 1), is (4, 1)", "seed was 0, is 3", "data.batch_size was 8, is 4"):
+        assert difference in line
+    assert "optimizer.lr was 1e-12, is 0.01" in line
+    assert "choose another name=..., and init_from=runs/small/last.ckpt to start from its weights" in line
+    shutil.move(image_folder / "train/red", image_folder / "train/pink")
+    shutil.move(image_folder / "val/red", image_folder / "val/pink")
+    assert "(class 2 was red, is pink)" in error_of(command("train.py", *arguments, *slow))
+    write_image(image_folder / "train/violet/0.jpg", 90, 90, (90, 0, 90))
+    assert "(num_classes was 3, is 4)" in error_of(command("train.py", *arguments, *slow))
+    assert before == {path: path.read_bytes() for path in before}
+
+
+def test_a_start_that_is_not_there(image_folder: Path, command: Command, tmp_path: Path) -> None:
+    line = error_of(command("train.py", *SMALL, "init_from=nowhere.ckpt"))
+    assert line == "error: there is no checkpoint nowhere.ckpt; give the path of a .ckpt file"
+    assert not (tmp_path / "runs").exists()

@@ -1,0 +1,149 @@
+"""Several processes train as one does; the whole way from training to prediction through the command lines."""
+
+import json
+import os
+import re
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from spp_cls.models.checkpoint import load_checkpoint
+from tests.conftest import REPOSITORY, Result, run_process, write_image_folder
+from tests.test_running_docs import COMMANDS
+
+pytestmark = pytest.mark.slow
+
+# Of the guide to running: started by Lightning, and by torchrun.
+PYTHON, TORCHRUN = (
+    line for line in COMMANDS if "devices" in line and "--nnodes" not in line and "hydra/launcher" not in line
+)
+# Five steps an epoch, twenty in all.
+RUN = (
+    "data=imagefolder", "data.root=images", "data.batch_size=12", "data.num_workers=0", "model=zf5_tiny",
+    "model.input_size=64", "model.drop_rate=0", "trainer.max_epochs=4", "trainer.accelerator=cpu",
+    "trainer.log_every_n_steps=1", "optimizer.lr=1e-3", "schedule.patience=0",
+)  # fmt: skip
+
+
+def train(folder: Path, name: str, processes: int, strike: str = "0:0", line: str = PYTHON) -> Result:
+    record = folder / f"record-{name}"
+    record.mkdir(exist_ok=True)
+    program, *words = shlex.split(re.sub(r"(devices|per-node)=8", rf"\1={processes}", line))
+    module = {"python": [], "torchrun": ["-m", "torch.distributed.run"]}[program]
+    words = [str(REPOSITORY / "tests/training/recorded_train.py") if word == "train.py" else word for word in words]
+    return subprocess.run(
+        [sys.executable, *module, *words, *RUN, f"name={name}"],
+        cwd=folder, capture_output=True, text=True, timeout=300, check=False,
+        env=os.environ | {"RECORD": str(record), "STRIKE": strike, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def images_of_steps(folder: Path, name: str) -> list[set[int]]:
+    """The images of all processes, step by step."""
+    shares = [
+        [json.loads(line) for line in path.read_text().splitlines()] for path in (folder / f"record-{name}").iterdir()
+    ]
+    steps = [[i for share in shares for i in share[step]] for step in range(len(shares[0]))]
+    assert all(len(images) == len(set(images)) == 12 for images in steps)
+    return [set(images) for images in steps]
+
+
+def assert_as_one(folder: Path, name: str) -> None:
+    one, several = (load_checkpoint(folder / f"runs/{each}/last.ckpt") for each in ("one", name))
+    assert several["global_step"] == one["global_step"] == 20
+    for key, weight in one["state_dict"].items():
+        # A mean of means is a sum in another order: 1e-7 of a gradient, over twenty steps.
+        torch.testing.assert_close(several["state_dict"][key], weight, rtol=1e-4, atol=1e-5)
+    assert several["validation_errors"] == one["validation_errors"]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("processes")
+    write_image_folder(folder / "images", train=20, val=5)
+    result = train(folder, "one", 1)
+    assert result.returncode == 0, result.stderr
+    assert len(images_of_steps(folder, "one")) == 20
+    return folder
+
+
+# Two that Lightning starts: the run below that is stopped in between.
+@pytest.mark.parametrize(("line", "processes"), [(PYTHON, 3), (TORCHRUN, 2)])
+def test_several_processes_train_as_one(line: str, processes: int, one: Path) -> None:
+    name = str(processes)
+    before = set((one / "runs").iterdir())
+    result = train(one, name, processes, line=line)
+    assert result.returncode == 0, result.stderr
+    assert images_of_steps(one, name) == images_of_steps(one, "one")
+    assert_as_one(one, name)
+    assert set((one / "runs").iterdir()) - before == {one / "runs" / name}
+    assert len(list((one / "runs" / name / "tensorboard").glob("events*"))) == 1
+    assert result.stdout.count("images to train on") == 1
+    assert result.stdout.count("Lowest validation top-1 error") == 1
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_and_the_run_goes_on(one: Path) -> None:
+    result = train(one, "stopped", 2, f"8:{int(signal.SIGTERM)}")
+    assert result.returncode == 128 + signal.SIGTERM, result.stderr
+    assert "Stopped by SIGTERM after step 8 (epoch 1); runs/stopped/last.ckpt is saved" in result.stdout
+    assert load_checkpoint(one / "runs/stopped/last.ckpt")["global_step"] == 8
+    result = train(one, "stopped", 2)
+    assert result.returncode == 0, result.stderr
+    assert images_of_steps(one, "stopped") == images_of_steps(one, "one")
+    assert_as_one(one, "stopped")
+
+
+def test_from_training_to_prediction(tmp_path: Path) -> None:
+    arguments = (
+        "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=2", "trainer.limit_train_batches=12",
+        "trainer.limit_val_batches=2", "checkpoint.every_steps=4", "data.num_workers=1", "name=demo",
+    )  # fmt: skip
+    last = tmp_path / "runs/demo/last.ckpt"
+    training = subprocess.Popen(
+        [sys.executable, str(REPOSITORY / "train.py"), *arguments],
+        cwd=tmp_path, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    while not last.exists():
+        assert training.poll() is None
+        time.sleep(0.05)
+    os.killpg(training.pid, signal.SIGKILL)
+    training.wait()
+    assert load_checkpoint(last)["global_step"] < 24
+    result = run_process(tmp_path, "train.py", *arguments)
+    assert result.returncode == 0, result.stderr
+    assert load_checkpoint(last)["global_step"] == 24
+    assert len(load_checkpoint(last)["validation_errors"]) == 2
+
+    best = "runs/demo/best.ckpt"
+    # Two images of each of the ten classes; all 500 take minutes.
+    for folder in (tmp_path / "data/demo/val").iterdir():
+        (tmp_path / "few/val" / folder.name).mkdir(parents=True)
+        for path in sorted(folder.glob("*.jpg"))[:2]:
+            (tmp_path / "few/val" / folder.name / path.name).symlink_to(path)
+    few = ("data=imagefolder", "data.root=few", "data.num_workers=0")
+    result = run_process(tmp_path, "eval.py", f"ckpt={best}", "protocol=[map98]", *few)
+    assert result.returncode == 0, result.stderr
+    (row,) = json.loads(result.stdout.splitlines()[-1])["rows"]
+    assert (row["protocol"], row["views"], row["images"]) == ("map98", 98, 20)
+
+    def tool(*words: str) -> str:
+        result = subprocess.run(
+            [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
+        )
+        assert result.returncode == 0, result.stderr
+        return result.stdout
+
+    tool("spp_cls.export", best, "format=[onnx]", "out=exported")
+    image = str(next((tmp_path / "data/demo/val").rglob("*.jpg")))
+    answers = [
+        re.findall(r'"class": "(\w+)"', tool("spp_cls.predict", net, image, "format=json", "protocol=full1", "top=1"))
+        for net in (best, "exported/model.onnx")
+    ]
+    assert len(answers[0]) == 1
+    assert answers[0] == answers[1]
