@@ -76,7 +76,7 @@ class Milestones:
         UserError: if a field has a value of another type or range, or the epochs are not in ascending order.
     """
 
-    epochs: tuple[float, ...] = key((0.75, 0.9), least=0)
+    epochs: tuple[float, ...] = key((0.7, 0.9), least=0)
     factor: float = key(0.1, above=0, most=1)
 
     def __post_init__(self) -> None:
