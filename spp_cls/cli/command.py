@@ -38,7 +38,8 @@ def run(
     """Compose conf/ and the overrides of the command line, check them, and hand them to `task`.
 
     `task` gets the keys as an object of the schema of `config_name`, and the configuration that they came from.
-    `check` finds what types and ranges do not: with --multirun it is called for every run before the first starts.
+    `check` finds what types and ranges do not; with --multirun it is called for every run before the first starts, as
+    `task` would find it only when its turn comes.
     With --multirun `task` is called once a run, each with its own run folder, and what it returns is collected.
 
     A UserError, a full disk and every error in the configuration end in one line on stderr and exit status 1.
@@ -49,9 +50,7 @@ def run(
         _silence_lightning()
 
         def read_and_run() -> Any:
-            keys = read_keys(cfg)
-            check(keys)
-            return task(keys, cfg)
+            return task(read_keys(cfg), cfg)
 
         hydra_cfg = HydraConfig.get()
         if hydra_cfg.mode == RunMode.MULTIRUN and "results" in hydra_cfg.callbacks:
