@@ -59,8 +59,8 @@ def run(
 
     arguments = sys.argv[1:] = open_groups(sys.argv[1:])
     if "--multirun" in arguments or "-m" in arguments:
-        end_in_one_line(lambda: _check_runs(config_dir, config_name, arguments, check))
-        sys.argv[1:] = set_run_folders(config_dir, arguments)
+        folders = end_in_one_line(lambda: _check_runs(config_dir, config_name, arguments, check))
+        sys.argv[1:] = set_run_folders(config_dir, arguments, folders)
     elif not any(argument.startswith("-") for argument in arguments):
         # Hydra itself reports errors on several lines.
         end_in_one_line(lambda: compose_checked(config_dir, config_name, arguments))
@@ -132,16 +132,21 @@ def convert_lightning_errors(group: str) -> Iterator[None]:
         raise UserError(f"{group}: {_join_lines(str(error))}") from error
 
 
-def _check_runs(config_dir: Path, config_name: str, arguments: Sequence[str], check: Callable[[Any], object]) -> None:
-    """Check the configuration of each run of --multirun before the first starts."""
+def _check_runs(
+    config_dir: Path, config_name: str, arguments: Sequence[str], check: Callable[[Any], object]
+) -> list[str]:
+    """Check the configuration of each run of --multirun before the first starts; return their run folders."""
     try:
         runs = list_runs(arguments)
     except HydraException as error:
         raise UserError(_describe_error(error, SCHEMAS[config_name])) from error
+    folders = []
     for overrides in runs:
         cfg = compose_checked(config_dir, config_name, overrides)
         check_sweep(cfg, cfg.hydra.launcher._target_)
         check(read_keys(cfg))
+        folders.append(str(cfg.get("run_folder")))
+    return folders
 
 
 def _describe_error(error: Exception, schema: Any) -> str:

@@ -35,11 +35,16 @@ def list_runs(arguments: Sequence[str]) -> list[list[str]]:
     return [list(run) for run in itertools.product(*choices)]
 
 
-def set_run_folders(config_dir: Path, arguments: Sequence[str]) -> list[str]:
-    """Return the arguments of --multirun with a run folder for each of the runs."""
-    swept = [each.key_or_group for each in _parse(arguments) if each.is_sweep_override()]
-    if not swept or any(key in ("name", "run_folder") for key in swept):
+def set_run_folders(config_dir: Path, arguments: Sequence[str], folders: Sequence[str]) -> list[str]:
+    """Return the arguments of --multirun with a run folder for each of the runs.
+
+    `folders` are the run folders of the runs of list_runs, and stay if they differ already.
+    """
+    sweeps = [each for each in _parse(arguments) if each.is_sweep_override()]
+    all_listed = all(each.value_type in _LISTED_VALUES for each in sweeps)
+    if all_listed and len(set(folders)) == len(folders):
         return list(arguments)
+    swept = [each.key_or_group for each in sweeps]
     given = [argument for argument in arguments if argument.split("=")[0] == "run_folder"]
     folder = given[-1].partition("=")[2] if given else "runs/${name}"
     parts = [
@@ -101,7 +106,8 @@ class ResultsTable(Callback):
         files = sorted(folder.glob("*.json"), key=lambda path: int(path.stem))
         rows = [json.loads(path.read_text()) for path in files]
         if not rows:
-            return
+            print("error: no run gave a result; is a list of values empty?", file=sys.stderr)
+            sys.exit(1)
         with (folder / "results.csv").open("w", newline="") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
             writer.writeheader()

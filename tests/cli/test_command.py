@@ -11,6 +11,7 @@ import pytest
 from spp_cls.cli.command import compose_checked, read_keys
 from spp_cls.cli.errors import UserError, format_error
 from spp_cls.cli.keys import TrainKeys
+from spp_cls.cli.sweep import set_run_folders
 from spp_cls.cli.targets import bind_target, call_target
 from spp_cls.data import ImageNetDataModule
 from spp_cls.data.transforms.sizes import list_sizes
@@ -60,6 +61,21 @@ def test_an_experiment_for_each_cell_of_table_2(net: str, kind: str) -> None:
     assert errors
     assert " ".join(errors.groups()) == TABLE_2[net][list(KINDS).index(kind)]
     assert f"experiment=table2/{name} " in comment
+
+
+@pytest.mark.parametrize("net", TABLE_2)
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_experiment_for_each_cell_in_miniature(net: str, kind: str) -> None:
+    name = f"{net}_{kind}"
+    keys = keys_of(f"experiment=mini/{name}", "data.root=/data", "seed=2")
+    assert keys.run_folder == f"runs/mini/{name}-2"
+    assert (keys.model.name, keys.model.width, keys.model.input_size) == (net, 0.25, 112)
+    assert (keys.model.pooling, keys.sizes) == KINDS[kind]
+    # The rest is the same in all cells.
+    common = keys_of("experiment=mini", "data.root=/data", "seed=2", f"name={name}-2")
+    for each in (keys, common):
+        each.model.name = each.model.pooling = each.sizes = ""
+    assert keys == common
 
 
 def test_there_is_a_model_file_for_each_network() -> None:
@@ -163,3 +179,21 @@ def test_the_traceback_of_a_worker_is_left_out() -> None:
         '  File "a.py", line 1, in f\nspp_cls.data.decode.UndecodableImageError: cannot decode the image a.b: no: x\n'
     )
     assert format_error(error) == "cannot decode the image a.b: no: x"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "folders", "added"),
+    [
+        (["seed=0,1"], ["runs/a", "runs/a"], ["run_folder='runs/${name}/seed=${seed}'"]),
+        (["seed=0,1", "run_folder=b"], ["b", "b"], ["run_folder='b/seed=${seed}'"]),
+        (["seed=0,1"], ["runs/a-0", "runs/a-1"], None),
+        # The values are the sweeper's to find.
+        (["model=glob(*)"], ["runs/a"], ["run_folder='runs/${name}/model=${hydra:runtime.choices.model}'"]),
+        (["seed=0"], ["runs/a"], None),
+    ],
+)
+def test_each_run_of_several_has_a_folder_of_its_own(
+    arguments: list[str], folders: list[str], added: list[str] | None
+) -> None:
+    kept = arguments if added is None else [each for each in arguments if not each.startswith("run_folder")] + added
+    assert set_run_folders(CONF, ["--multirun", *arguments], folders) == ["--multirun", *kept]
