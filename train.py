@@ -12,6 +12,7 @@ from spp_cls.cli.keys import TrainKeys
 from spp_cls.cli.targets import import_plugins
 from spp_cls.data import ImageNetDataModule
 from spp_cls.data.transforms.augmentation import create_augmentation
+from spp_cls.evaluation.pictures import ViewPicture
 from spp_cls.models.net import NetConfig, check_sizes, create_net
 from spp_cls.training import (
     AtomicCheckpoints,
@@ -57,7 +58,7 @@ def train(keys: TrainKeys, cfg: DictConfig) -> dict[str, Any]:
     with command.convert_lightning_errors("trainer"):
         trainer = pl.Trainer(
             **asdict(keys.trainer), logger=create_loggers(keys.logger, read_step(last)), plugins=[AtomicCheckpoints()],
-            callbacks=create_callbacks(schedule, compilation, keys.ema_decay, checkpointing),
+            callbacks=[ViewPicture(), *create_callbacks(schedule, compilation, keys.ema_decay, checkpointing)],
             # The samplers divide the images among the processes themselves, without padding.
             use_distributed_sampler=False, num_sanity_val_steps=0, enable_model_summary=False,
         )  # fmt: skip

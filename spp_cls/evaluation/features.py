@@ -52,7 +52,7 @@ def view_features(
     features: dict[View, Tensor] = {}
     for cut, members in views_of.items():
         maps = _compute_maps(net, images[cut], members, max_pixels)
-        windows = [_find_window(net, view, members, images[cut], maps) for view in members]
+        windows = [find_window(net, view, members, images[cut], maps) for view in members]
         take = _cut_windows if layer == "map" else _pool_crops if cut.position else _pool_windows
         features |= zip(members, take(net, maps, windows, len(images[cut])), strict=True)
     if layer in ("map", "pool"):
@@ -75,7 +75,7 @@ def _compute_maps(net: SPPNet, images: Tensor, views: Sequence[View], max_pixels
     return torch.cat([net.forward_features(chunk) for chunk in inputs.split(most)])
 
 
-def _find_window(net: SPPNet, view: View, views: Sequence[View], images: Tensor, maps: Tensor) -> Window:
+def find_window(net: SPPNet, view: View, views: Sequence[View], images: Tensor, maps: Tensor) -> Window:
     """Find the cells of a view in the maps of its image; `views` are all views of the cut."""
     height, width = images.shape[-2:]
     rows, columns = maps.shape[-2:]

@@ -1,0 +1,57 @@
+"""Draw the views of an image and their feature map: python -m spp_cls.evaluation.show NET IMAGE [key=value ...]."""
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from spp_cls.cli.arguments import parse_arguments
+from spp_cls.cli.errors import UserError, end_in_one_line
+from spp_cls.cli.schema import key
+from spp_cls.cli.targets import import_plugins
+from spp_cls.data.loading.dataset import read_image
+from spp_cls.data.sources.files import ImageFiles
+from spp_cls.evaluation.pictures import draw_views
+from spp_cls.evaluation.protocols import REFERENCE_SIDE
+from spp_cls.models.checkpoint import load_net
+
+_USAGE = """python -m spp_cls.evaluation.show NET IMAGE [key=value ...]
+
+Draws the nine windows of a scale on an image and on its feature map, and the bins that the pyramid pools the first
+window into. NET is a checkpoint, or a folder written by python -m spp_cls.export."""
+_EXAMPLE = "python -m spp_cls.evaluation.show runs/imagenette/best.ckpt photo.jpg out=views.png scale=448"
+
+
+@dataclass(frozen=True)
+class ShowOptions:
+    """The keys of this command."""
+
+    out: str = key("views.png", help="picture to write")
+    scale: int = key(256, help="min side of the image, for a network trained on crops of 224", least=REFERENCE_SIDE)
+    channel: int | None = key(None, help="channel of the feature map; null: the one with the largest mean", least=0)
+    plugins: tuple[str, ...] = key((), help="modules to import first, which register backbones of your own")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Draw an image as a network sees it."""
+    names, options = parse_arguments(ShowOptions, arguments, _USAGE, _EXAMPLE)
+    if len(names) != 2:
+        raise UserError("name a network and an image: python -m spp_cls.evaluation.show NET IMAGE [key=value ...]")
+    import_plugins(options.plugins)
+    if not Path(names[1]).is_file():
+        raise UserError(f"there is no image {names[1]}")
+    net = load_net(names[0])
+    source = ImageFiles(Path(), np.array([os.fsencode(names[1])]), np.zeros(1, np.int64), ())
+    picture = draw_views(net, read_image(source, 0), options.scale, options.channel)
+    try:
+        picture.save(options.out, format="PNG", optimize=True)
+    except OSError as error:
+        raise UserError(f"cannot write {options.out}: {error.strerror}; choose another file with out=PATH") from error
+    print(f"{picture.width} x {picture.height} pixels: {options.out}")
+
+
+if __name__ == "__main__":
+    end_in_one_line(lambda: main(sys.argv[1:]))
