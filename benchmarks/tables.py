@@ -1,4 +1,4 @@
-"""The tables of both READMEs, made from results/ and the networks: python benchmarks/tables.py."""
+"""The tables of the documents, made from results/ and the networks: python benchmarks/tables.py."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,11 +15,11 @@ from spp_cls.models.net import PRESETS
 from spp_cls.models.specs import SPECS
 
 REPOSITORY = Path(__file__).parent.parent
-READMES = (REPOSITORY / "README.md", REPOSITORY / "benchmarks/README.md")
+DOCUMENTS = tuple(REPOSITORY / name for name in ("docs/networks.md", "docs/results.md", "benchmarks/README.md"))
 
 
 def build_tables(results: Path) -> dict[str, Sequence[Table]]:
-    """Build all tables, by the names of their places in the READMEs."""
+    """Build all tables, by the names of their places in the documents."""
     paper, ours = read_results(results)
     return {
         "networks": [build_networks_table()],
@@ -49,31 +49,31 @@ def build_networks_table() -> Table:
     return "With SPP of 50 bins and 1000 classes", header, rows
 
 
-def fill_tables(readme: str, tables: Mapping[str, Sequence[Table]]) -> str:
-    """Put tables in their places in a README, between the marks there.
+def fill_tables(text: str, tables: Mapping[str, Sequence[Table]]) -> str:
+    """Put tables in their places in a document, between the marks there.
 
     Raises:
-        UserError: if the README has no marks of a table.
+        UserError: if the document has no marks of a table.
     """
     filled = 0
     for name, members in tables.items():
         begin, end = f"<!-- {name}: written by python benchmarks/tables.py -->", f"<!-- end of {name} -->"
-        if begin in readme and end in readme:
-            before, after = readme.split(begin, maxsplit=1)[0], readme.split(end, maxsplit=1)[1]
-            readme = before + "\n\n".join([begin, *(format_as(table, "markdown") for table in members), end]) + after
+        if begin in text and end in text:
+            before, after = text.split(begin, maxsplit=1)[0], text.split(end, maxsplit=1)[1]
+            text = before + "\n\n".join([begin, *(format_as(table, "markdown") for table in members), end]) + after
             filled += 1
     if not filled:
         raise UserError(f"there is no place for a table; put lines such as {begin} and {end} there")
-    return readme
+    return text
 
 
 def main() -> None:
-    """Write the tables into the READMEs."""
+    """Write the tables into the documents."""
     tables = build_tables(REPOSITORY / "results")
-    for path in READMES:
-        readme = fill_tables(path.read_text(), tables)
+    for path in DOCUMENTS:
+        text = fill_tables(path.read_text(), tables)
         with replace_atomically(path) as unfinished:
-            unfinished.write_text(readme)
+            unfinished.write_text(text)
 
 
 if __name__ == "__main__":

@@ -108,7 +108,7 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
         capfd.readouterr()
         status = 0
         try:
-            end_in_one_line(lambda: main(arguments))
+            end_in_one_line(lambda: main(list(arguments)))
         except SystemExit as leave:
             status = int(leave.code or 0)
         printed = capfd.readouterr()

@@ -1,4 +1,4 @@
-"""What benchmarks/tables.py writes into the READMEs."""
+"""What benchmarks/tables.py writes into the documents."""
 
 import importlib
 import json
@@ -20,9 +20,9 @@ def tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def test_the_readmes_are_what_the_program_writes(tables: ModuleType) -> None:
     found = tables.build_tables(REPOSITORY / "results")
-    for path in tables.READMES:
+    for path in tables.DOCUMENTS:
         assert tables.fill_tables(path.read_text(), found) == path.read_text(), "run python benchmarks/tables.py"
-    text = "".join(path.read_text() for path in tables.READMES)
+    text = "".join(path.read_text() for path in tables.DOCUMENTS)
     assert all(f"<!-- {name}: written by" in text for name in found)
 
 
