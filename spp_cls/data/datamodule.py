@@ -74,7 +74,7 @@ class ImageNetDataModule(pl.LightningDataModule):
         self.seed = seed
         self.replaced: set[str] = set()
         # Checkpoints carry them, so that results can say what a network was trained on.
-        self.save_hyperparameters("sizes", logger=False)
+        self.save_hyperparameters("sizes", "seed", logger=False)
         count_workers(num_workers)
         if cache not in ("none", "device"):
             raise UserError(f"data.cache is none or device, not {cache!r}")

@@ -1,0 +1,51 @@
+"""Results of several seeds: their mean and spread, and differences between runs of the same seed."""
+
+import statistics
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+# A row of eval.py's CSV file, as text.
+TextRow = Mapping[str, str]
+
+# Rows that agree in these differ in nothing but their seed.
+IDENTITY = (
+    "data", "data_digest", "net", "width", "pooling", "levels", "sizes", "input_size", "epochs", "precision",
+    "protocol",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and sample standard deviation (None of a single value) of `count` values."""
+
+    mean: float
+    deviation: float | None
+    count: int
+
+    def __str__(self) -> str:
+        return f"{self.mean:.2f}" if self.deviation is None else f"{self.mean:.2f} ± {self.deviation:.2f}"
+
+
+def compute_spread(values: Sequence[float]) -> Spread:
+    """Return mean and standard deviation of one value or more."""
+    deviation = statistics.stdev(values) if len(values) > 1 else None
+    return Spread(statistics.mean(values), deviation, len(values))
+
+
+def group_by_seed(rows: Sequence[TextRow]) -> dict[tuple[str, ...], dict[str, TextRow]]:
+    """Group rows by all that a result depends on but its seed; of one seed the last row counts."""
+    groups: dict[tuple[str, ...], dict[str, TextRow]] = defaultdict(dict)
+    for row in rows:
+        groups[tuple(row[column] for column in IDENTITY)][row["seed"]] = row
+    return dict(groups)
+
+
+def summarise(rows: Mapping[str, TextRow], column: str) -> Spread:
+    """Return the spread of a column over seeds."""
+    return compute_spread([float(row[column]) for row in rows.values()])
+
+
+def pair_differences(rows: Mapping[str, TextRow], baseline: Mapping[str, TextRow], column: str) -> list[float]:
+    """Return for each seed that both have the value of `rows` less that of `baseline`."""
+    return [float(rows[seed][column]) - float(baseline[seed][column]) for seed in rows if seed in baseline]
