@@ -1,0 +1,142 @@
+"""The charts of the documents, drawn from results/: python benchmarks/charts.py."""
+
+import csv
+import json
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from spp_cls.cli.errors import end_in_one_line
+from spp_cls.evaluation.seeds import compute_spread
+
+REPOSITORY = Path(__file__).parent.parent
+IMAGES = REPOSITORY / "docs/images"
+
+# Okabe and Ito's colours, which colour-blind people can tell apart.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
+
+NETS = {"zf5": "ZF-5", "convnet5": "Convnet*-5", "overfeat5": "Overfeat-5", "overfeat7": "Overfeat-7"}
+TRAININGS = {
+    ("none", "single"): "no SPP",
+    ("spp", "single"): "SPP, single-size",
+    ("spp", "alternate"): "SPP, multi-size",
+}
+PROTOCOLS = ("crop1", "full1", "crop10", "map10", "map96", "map98")
+
+
+def draw_errors(rows: Sequence[Mapping[str, str]]) -> Figure:
+    """Draw the top-1 error of each network and training by protocol: mean and standard deviation over seeds."""
+    figure = _create_figure(9, 3.4)
+    nets = [net for net in NETS if any(row["net"] == net for row in rows)]
+    panels: Any = figure.subplots(1, len(nets), sharey=True, squeeze=False)[0]
+    for panel, net in zip(panels, nets, strict=True):
+        for number, ((pooling, sizes), label) in enumerate(TRAININGS.items()):
+            for place, protocol in enumerate(PROTOCOLS):
+                errors = [
+                    float(row["top1_error"])
+                    for row in rows
+                    if (row["net"], row["pooling"], row["sizes"], row["protocol"]) == (net, pooling, sizes, protocol)
+                ]
+                if errors:
+                    spread = compute_spread(errors)
+                    panel.errorbar(
+                        place + 0.22 * (number - 1), spread.mean, spread.deviation or 0, fmt="o", ms=4, capsize=2,
+                        color=COLOURS[number], label=label if place == 0 else None,
+                    )  # fmt: skip
+        panel.set_xticks(range(len(PROTOCOLS)), PROTOCOLS, rotation=60)
+        panel.set_title(NETS[net], fontsize=10)
+        panel.grid(axis="y", alpha=0.3)
+    panels[0].set_ylabel("top-1 error, %")
+    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
+    return figure
+
+
+def draw_curves(rows: Sequence[Mapping[str, str]]) -> Figure:
+    """Draw the validation error of each epoch of the three trainings: mean over seeds, lowest and highest as a band."""
+    figure = _create_figure(9, 2.8)
+    nets = [net for net in NETS if any(row["net"] == net for row in rows)]
+    panels: Any = figure.subplots(1, len(nets), sharey=True, squeeze=False)[0]
+    for panel, net in zip(panels, nets, strict=True):
+        for number, ((pooling, sizes), label) in enumerate(TRAININGS.items()):
+            errors: dict[int, list[float]] = {}
+            for row in rows:
+                if (row["net"], row["pooling"], row["sizes"]) == (net, pooling, sizes):
+                    errors.setdefault(int(row["epoch"]), []).append(float(row["val_top1_error"]))
+            epochs = sorted(errors)
+            if epochs:
+                means = [statistics.mean(errors[epoch]) for epoch in epochs]
+                panel.plot(epochs, means, color=COLOURS[number], label=label, lw=1.5)
+                low, high = [min(errors[epoch]) for epoch in epochs], [max(errors[epoch]) for epoch in epochs]
+                panel.fill_between(epochs, low, high, color=COLOURS[number], alpha=0.2, lw=0)
+        panel.set_title(NETS[net], fontsize=10)
+        panel.set_xlabel("epoch")
+        panel.grid(alpha=0.3)
+    panels[0].set_ylabel("validation top-1 error, %")
+    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
+    return figure
+
+
+def draw_speed(results: Path) -> Figure:
+    """Draw ratios of speed: a point right of 1 means that ours is faster."""
+    bars: list[tuple[str, float]] = []
+    for step in json.loads((results / "train_step.json").read_text())["steps"]:
+        if (step["size"], step["precision"]) == (224, "32-true"):
+            seconds = step["seconds"]
+            bars.append((f"training step, {NETS[step['net']]} / plain PyTorch", seconds["plain"] / seconds["ours"]))
+    rates = json.loads((results / "loader.json").read_text())["one_core"]["images_per_second"]
+    for name, rate in rates.items():
+        if name.startswith(("torchvision", "timm")):
+            bars.append((f"reading photographs / {name}", rates["ours from files"] / rate))
+    multiview = json.loads((results / "multiview.json").read_text())
+    for net, name in NETS.items():
+        for kind, measured in multiview.get(net, {}).items():
+            if "views" in measured:
+                bars.append((f"testing, {name}, {kind} / as many crops", measured["ratio"]))
+    figure = _create_figure(9, 0.28 * len(bars) + 0.7)
+    axes: Axes = figure.subplots()
+    places = range(len(bars))[::-1]
+    axes.hlines(places, 1, [ratio for _, ratio in bars], color=COLOURS[0], lw=2)
+    axes.plot([ratio for _, ratio in bars], places, "o", color=COLOURS[0])
+    for place, (_, ratio) in zip(places, bars, strict=True):
+        axes.annotate(f"{ratio:.2f}", (ratio, place), (8, 0), textcoords="offset points", va="center", fontsize=9)
+    axes.axvline(1, color="0.4", lw=1)
+    axes.set_yticks(places, [label for label, _ in bars], fontsize=9)
+    axes.set_xlim(0.8, 1.15 * max(ratio for _, ratio in bars))
+    axes.set_xlabel("times the speed, on 2 CPU cores")
+    axes.grid(axis="x", alpha=0.3)
+    return figure
+
+
+def _create_figure(width: float, height: float) -> Figure:
+    # White behind everything: readable on dark pages too.
+    return Figure(figsize=(width, height), layout="constrained", facecolor="white")
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def main() -> None:
+    """Draw the charts whose results there are."""
+    results = REPOSITORY / "results"
+    charts: dict[str, Callable[[], Figure]] = {"speed": lambda: draw_speed(results)}
+    if errors := _read(results / "mini.csv"):
+        charts["errors"] = lambda: draw_errors(errors)
+    if curves := _read(results / "mini_curves.csv"):
+        charts["curves"] = lambda: draw_curves(curves)
+    IMAGES.mkdir(parents=True, exist_ok=True)
+    for name, draw in charts.items():
+        # Without the date the same results give the same file.
+        draw().savefig(IMAGES / f"{name}.svg", metadata={"Date": None})
+        print(f"docs/images/{name}.svg")
+
+
+if __name__ == "__main__":
+    end_in_one_line(main)

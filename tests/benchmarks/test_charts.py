@@ -1,0 +1,60 @@
+"""The charts of the documents, and the collection of learning curves."""
+
+import importlib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.benchmarks.test_claims import rows
+from tests.conftest import REPOSITORY, Command, Tool, error_of
+
+
+@pytest.fixture
+def charts(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    return importlib.import_module("charts")
+
+
+def test_errors_are_points_with_their_spread(charts: ModuleType) -> None:
+    found = rows("spp", "single", "crop1", [30.0, 32.0]) + rows("none", "single", "crop1", [33.0])
+    (panel,) = charts.draw_errors(found).axes
+    points = {container.get_label(): container for container in panel.containers}
+    line, _, (bar,) = points["SPP, single-size"].lines
+    (mean,) = line.get_ydata()
+    low, high = bar.get_segments()[0][:, 1]
+    # Standard deviation of 30 and 32: the square root of 2.
+    assert (mean, low, high) == (31.0, pytest.approx(31 - 2**0.5), pytest.approx(31 + 2**0.5))
+    assert points["no SPP"].lines[0].get_ydata()[0] == 33.0
+
+
+def test_curves_are_means_over_seeds(charts: ModuleType) -> None:
+    given = {"net": "zf5", "pooling": "spp", "sizes": "alternate"}
+    found = [
+        {**given, "seed": str(seed), "epoch": str(epoch), "val_top1_error": str(error)}
+        for seed, errors in enumerate([(50, 40), (60, 30)])
+        for epoch, error in enumerate(errors)
+    ]
+    (panel,) = charts.draw_curves(found).axes
+    (line,) = panel.lines
+    assert (line.get_label(), list(line.get_ydata())) == ("SPP, multi-size", [55.0, 35.0])
+
+
+def test_speed_is_drawn_from_the_files(charts: ModuleType) -> None:
+    labels = [label.get_text() for label in charts.draw_speed(REPOSITORY / "results").axes[0].get_yticklabels()]
+    assert labels[0] == "training step, ZF-5 / plain PyTorch"
+
+
+def test_collected_curves_are_those_of_the_runs(
+    image_folder: Path, tmp_path: Path, command: Command, tool: Tool, charts: ModuleType
+) -> None:
+    assert "there is no run with csv/metrics.csv below runs" in error_of(tool("curves", "runs=runs", "out=a.csv"))
+    keys = ("data=imagefolder", "data.root=images", "data.batch_size=8", "data.num_workers=0", "model=zf5_tiny")
+    small = ("model.input_size=64", "trainer.max_epochs=2", "trainer.accelerator=cpu", "seed=3", "logger=[csv]")
+    trained = command("train.py", *keys, *small, "name=a")
+    assert trained.returncode == 0, trained.stderr
+    assert tool("curves", "runs=runs", "out=a.csv").returncode == 0
+    first, second = charts._read(tmp_path / "a.csv")
+    assert (first["net"], first["seed"], first["epoch"], second["epoch"]) == ("zf5", "3", "0", "1")
+    lowest = min(float(row["val_top1_error"]) for row in (first, second))
+    assert f"Lowest validation top-1 error: {lowest:.2f} %" in trained.stdout
