@@ -38,9 +38,9 @@ def build(keys: TrainKeys) -> tuple[NetConfig, ImageNetDataModule, OptimizerFact
     augmentation = create_augmentation(keys.augmentation)
     data = ImageNetDataModule(
         **asdict(keys.data), crop=config.input_size, sizes=keys.sizes, augmentation=augmentation, mean=config.mean,
-        std=config.std, seed=keys.seed,
+        std=config.std, seed=keys.seed, shape=keys.shape,
     )  # fmt: skip
-    check_sizes(config, data.possible_sizes)
+    check_sizes(config, data.possible_shapes.all)
     create_loggers(keys.logger)
     return config, data, create_factory(keys.optimizer), create_schedule(keys.schedule, keys.trainer.max_epochs)
 
@@ -53,7 +53,7 @@ def train(keys: TrainKeys, cfg: DictConfig) -> dict[str, Any]:
     folder = RunFolder(Path(keys.run_folder))
     last = folder.find_checkpoint(net.config, cfg)
     started_from = init_from(net, keys.init_from) if keys.init_from and not last else None
-    compilation = Compilation(data.possible_sizes, keys.compile, keys.tf32)
+    compilation = Compilation(data.shapes.all, keys.compile, keys.tf32)
     checkpointing = Checkpointing(folder, **asdict(keys.checkpoint))
     with command.convert_lightning_errors("trainer"):
         trainer = pl.Trainer(

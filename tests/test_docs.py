@@ -1,6 +1,6 @@
 """The README and the guides: their commands and Python examples, as they stand but for paths and sizes.
 
-docs/running.md and docs/exporting.md have tests of their own.
+docs/running.md, docs/shapes.md and docs/exporting.md have tests of their own.
 """
 
 import re
@@ -83,7 +83,7 @@ def test_python_examples(guide: str, image_folder: Path, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    "guide", [*GUIDES, "docs/running.md", "docs/exporting.md", "docs/results.md", "CONTRIBUTING.md"]
+    "guide", [*GUIDES, "docs/running.md", "docs/shapes.md", "docs/exporting.md", "docs/results.md", "CONTRIBUTING.md"]
 )
 def test_links_lead_somewhere(guide: str) -> None:
     path = REPOSITORY / guide

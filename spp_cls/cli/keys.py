@@ -84,8 +84,9 @@ class TrainKeys:
     init_from: str | None = key()
     plugins: list[str] = key()
     seed: int = key(least=0, most=2**32 - 1)
-    # A word or a list of pixels.
+    # A word, with a range or without, or a list of pixels.
     sizes: Any = key()
+    shape: str = key(words=("crop", "natural", "natural_area"))
     compile: bool | str = key(words=("auto",))
     tf32: bool = key()
     ema_decay: float | None = key(above=0, below=1)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -10,20 +11,22 @@ import torch
 
 from spp_cls.cli.errors import UserError
 from spp_cls.data.loading.batch import Batch, finish_on_device
-from spp_cls.data.loading.dataset import CentreCrops, TrainingCrops
+from spp_cls.data.loading.dataset import CentreCrops, TrainingCrops, WholeImages
 from spp_cls.data.loading.device_images import CachedCrops, DeviceImages
 from spp_cls.data.loading.loader import BatchLoader, TrainingLoader
-from spp_cls.data.loading.sampler import ShardSampler, TrainingSampler
+from spp_cls.data.loading.sampler import BucketSampler, ShardSampler, TrainingSampler
 from spp_cls.data.loading.workers import count_workers
 from spp_cls.data.sources import ImageSource, open_source
+from spp_cls.data.sources.headers import read_image_sizes
 from spp_cls.data.transforms.augmentation import (
     Augmentation,
     AugmentFunction,
     PaperAugmentation,
     convert_to_augmentation,
 )
+from spp_cls.data.transforms.buckets import sort_into_buckets
 from spp_cls.data.transforms.crops import compute_min_side
-from spp_cls.data.transforms.sizes import choose_size, list_sizes
+from spp_cls.data.transforms.shapes import TrainingShapes
 from spp_cls.models.net import IMAGENET_MEAN
 
 _log = logging.getLogger(__name__)
@@ -32,13 +35,14 @@ _PAPER_AUGMENTATION = PaperAugmentation()
 
 
 class ImageNetDataModule(pl.LightningDataModule):
-    """Augmented training images of `crop` pixels, resized on the device to the size of the epoch, and centre crops.
+    """Augmented training images of the size of the epoch, and centre crops of `crop` pixels for validation.
 
     `kind` and `root` are as in open_source. `batch_size` is the global batch, divided by the number of processes.
     `num_workers` is as in count_workers; `timeout` limits the seconds for reading a batch (0: no limit). With `cache`
-    device, all training images are kept decoded on the device. `sizes` is as in choose_size. `augmentation` may also
-    be a function, as ImageAugmentation.augment. Pixels of 0..255 become (pixels - mean) / std. Batches are float
-    N x 3 x size x size in training, N x 3 x crop x crop in validation, which sees each image once.
+    device, all training images are kept decoded on the device. `sizes` is as in choose_size, `shape` one of
+    transforms.shapes.KINDS. `augmentation` may also be a function, as ImageAugmentation.augment. Pixels of 0..255
+    become (pixels - mean) / std. Batches are float N x 3 x height x width: square crops, or whole images of one aspect;
+    in validation N x 3 x crop x crop, each image once.
 
     Raises:
         UserError: if the data set is not laid out as its kind says, or too small for a batch, or an argument is wrong.
@@ -58,6 +62,7 @@ class ImageNetDataModule(pl.LightningDataModule):
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = (1.0, 1.0, 1.0),
         seed: int = 0,
+        shape: str = "crop",
     ) -> None:
         super().__init__()
         self.kind = kind
@@ -74,7 +79,7 @@ class ImageNetDataModule(pl.LightningDataModule):
         self.seed = seed
         self.replaced: set[str] = set()
         # Checkpoints carry them, so that results can say what a network was trained on.
-        self.save_hyperparameters("sizes", "seed", logger=False)
+        self.save_hyperparameters("sizes", "shape", "seed", logger=False)
         count_workers(num_workers)
         if cache not in ("none", "device"):
             raise UserError(f"data.cache is none or device, not {cache!r}")
@@ -87,7 +92,22 @@ class ImageNetDataModule(pl.LightningDataModule):
             raise UserError(f"data.timeout is a number of seconds from 0, not {timeout}")
         if seed < 0:
             raise UserError(f"seed is a whole number from 0, not {seed}")
-        self.possible_sizes = list_sizes(sizes, crop)
+        # Those of every aspect; of the images that there are: `shapes`.
+        self.possible_shapes = TrainingShapes(sizes, crop, seed, shape)
+        if self.possible_shapes.has_whole_images and cache == "device":
+            raise UserError(f"data.cache=device makes crops only; set data.cache=none for shape={shape}")
+        if self.possible_shapes.has_whole_images and not self.augmentation.takes_whole_images:
+            raise UserError(
+                f"shape={shape} takes augmentations of whole images, and this one makes square crops; set "
+                "augmentation=paper, or takes_whole_images in a class of your own"
+            )
+
+    @cached_property
+    def shapes(self) -> TrainingShapes:
+        """The shapes of the training images; of whole images, the headers are read."""
+        if not self.possible_shapes.has_whole_images:
+            return self.possible_shapes
+        return replace(self.possible_shapes, buckets=sort_into_buckets(read_image_sizes(self.train_source)))
 
     @cached_property
     def train_source(self) -> ImageSource:
@@ -107,6 +127,9 @@ class ImageNetDataModule(pl.LightningDataModule):
     def setup(self, stage: str) -> None:
         """List the data and check that it fills a batch, before any image is read."""
         self.check_batch(self._num_chunks)
+        if self.trainer is not None and stage == "fit":
+            # Sizes may need a number of epochs, which is then missed before the first step.
+            self.possible_shapes.choose(self.possible_shapes.largest[0], 0, self.trainer.max_epochs)
         if not len(self.val_source):
             raise UserError(f"there are no validation images in {self.val_source.root}")
 
@@ -156,7 +179,7 @@ class ImageNetDataModule(pl.LightningDataModule):
 
     def train_dataloader(self) -> TrainingLoader:
         """Return the loader of this process's chunks of the global batches of the current epoch."""
-        sampler = TrainingSampler(len(self.train_source), self.batch_size, self.seed, self._rank, self._world_size)
+        sampler = self._create_sampler()
         if self.trainer is not None:
             # Lightning sets the sampler's epoch only after it has started the workers of a resumed run, and corrects
             # trainer.current_epoch even later; the number of processed epochs is right from the start.
@@ -164,9 +187,7 @@ class ImageNetDataModule(pl.LightningDataModule):
             sampler.set_epoch(progress.processed)
         is_cached = self.cache == "device"
         return TrainingLoader(
-            CachedCrops(self._device_images, self.crop, self.augmentation, self.seed)
-            if is_cached
-            else TrainingCrops(self.train_source, self.crop, self.augmentation, self.seed),
+            self._create_dataset(),
             self.batch_size_of_step,
             sampler=sampler,
             count_trained=self._count_trained,
@@ -177,6 +198,19 @@ class ImageNetDataModule(pl.LightningDataModule):
             device=None if is_cached else self._device,
         )
 
+    def _create_sampler(self) -> TrainingSampler:
+        options = self.batch_size, self.seed, self._rank, self._world_size
+        if self.shapes.buckets:
+            return BucketSampler(self.shapes.buckets.of_images, *options)
+        return TrainingSampler(len(self.train_source), *options)
+
+    def _create_dataset(self) -> TrainingCrops:
+        if self.shapes.buckets:
+            return WholeImages(self.train_source, self.shapes.largest, self.augmentation, self.seed)
+        if self.cache == "device":
+            return CachedCrops(self._device_images, self.shapes.largest_size, self.augmentation, self.seed)
+        return TrainingCrops(self.train_source, self.shapes.largest_size, self.augmentation, self.seed)
+
     def _count_trained(self) -> int:
         if self.trainer is None:
             return 0
@@ -185,7 +219,9 @@ class ImageNetDataModule(pl.LightningDataModule):
 
     @cached_property
     def _device_images(self) -> DeviceImages:
-        return DeviceImages(self.train_source, compute_min_side(self.crop), self._device, self._num_workers)
+        return DeviceImages(
+            self.train_source, compute_min_side(self.shapes.largest_size), self._device, self._num_workers
+        )
 
     def val_dataloader(self) -> BatchLoader:
         """Return the loader of this process's shard of the validation images."""
@@ -202,11 +238,12 @@ class ImageNetDataModule(pl.LightningDataModule):
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Finish a batch on the device; warn once of each image that could not be decoded."""
-        size = self.crop
+        height, width = batch.images.shape[-2:]
+        shape = height, width
         if self.trainer is not None and self.trainer.training:
-            size = choose_size(self.sizes, self.trainer.current_epoch, self.crop, self.seed)
+            shape = self.shapes.choose(shape, self.trainer.current_epoch, self.trainer.max_epochs)
         for message in batch.replaced:
             if message not in self.replaced:
                 self.replaced.add(message)
                 _log.warning("%s; another image takes its place", message)
-        return finish_on_device(batch, self.mean, self.std, size)
+        return finish_on_device(batch, self.mean, self.std, shape)

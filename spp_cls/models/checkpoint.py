@@ -140,8 +140,10 @@ def _create_net_with_weights(config: NetConfig, weights: dict[str, Tensor]) -> S
 
 def describe_training_sizes(checkpoint: dict[str, Any]) -> str:
     """Return the sizes that a checkpoint's network was trained on, as they stand in the configuration."""
-    sizes = checkpoint.get("datamodule_hyper_parameters", {}).get("sizes", "unknown")
-    return sizes if isinstance(sizes, str) else " ".join(map(str, sizes))
+    parameters = checkpoint.get("datamodule_hyper_parameters", {})
+    sizes, shape = parameters.get("sizes", "unknown"), parameters.get("shape", "crop")
+    text = sizes if isinstance(sizes, str) else " ".join(map(str, sizes))
+    return text if shape == "crop" else f"{text} {shape}"
 
 
 def load_net(path: str | Path) -> SPPNet:

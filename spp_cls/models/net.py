@@ -18,8 +18,16 @@ from spp_cls.models.specs import BASELINE_LEVELS, HIDDEN
 # its average is nearly flat, and one colour fits every size.
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 
+# The side of square images, or height and width, in pixels.
+ImageSize = int | tuple[int, int]
+
 # Larger levels, images and widths are errors of typing or damaged files.
 _MOST_BINS, _MOST_PIXELS = 64, 10_000
+
+
+def get_shape(size: ImageSize) -> tuple[int, int]:
+    """Return height and width of images of a size."""
+    return (size, size) if isinstance(size, int) else size
 
 
 @dataclass(frozen=True)
@@ -201,13 +209,13 @@ def create_net(config: NetConfig) -> SPPNet:
     return net
 
 
-def check_sizes(config: NetConfig, sizes: Sequence[int]) -> None:
-    """Raise UserError if the network of a configuration cannot be built, or cannot take square images of a size."""
+def check_sizes(config: NetConfig, sizes: Sequence[ImageSize]) -> None:
+    """Raise UserError if the network of a configuration cannot be built, or cannot take images of a size."""
     # Shapes alone; no weights are drawn.
     with torch.device("meta"):
         net = create_net(config)
     for size in sizes:
-        net.check_size(size, size)
+        net.check_size(*get_shape(size))
 
 
 # Names for a network of Table 1 with options: a narrow one for demos and tests.

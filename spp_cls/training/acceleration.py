@@ -14,7 +14,7 @@ from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 from torch.nn import functional as F
 
 from spp_cls.cli.errors import UserError
-from spp_cls.models.net import SPPNet
+from spp_cls.models.net import ImageSize, SPPNet, get_shape
 
 _log = logging.getLogger(__name__)
 
@@ -30,19 +30,19 @@ _TRIM_THRESHOLD, _MMAP_MAX = -1, -4
 class Compilation(Callback):
     """Compiles the network, chooses the precision of float32 products, and keeps freed memory for the next step.
 
-    `sizes` are the image sizes of training. `compile` is true, false or auto: on CUDA, if there are at most eight
-    sizes and a compiler works. All sizes are compiled before the first step; a batch of another shape, such as the
-    last one of validation, runs uncompiled. `tf32` lets CUDA multiply float32 numbers with TensorFloat-32's ten bits
-    of mantissa.
+    `sizes` are the image sizes of training, sides of squares or heights and widths. `compile` is true, false or auto:
+    on CUDA, if there are at most eight sizes and a compiler works. All sizes are compiled before the first step; a
+    batch of another shape, such as the last one of validation, runs uncompiled. `tf32` lets CUDA multiply float32
+    numbers with TensorFloat-32's ten bits of mantissa.
 
     Raises:
         UserError: if compile has another value, or is true and no compiler works.
     """
 
-    def __init__(self, sizes: Sequence[int], compile: bool | str = "auto", tf32: bool = True) -> None:
+    def __init__(self, sizes: Sequence[ImageSize], compile: bool | str = "auto", tf32: bool = True) -> None:
         if compile not in ("auto", True, False):
             raise UserError(f"compile is auto, true or false, not {compile!r}")
-        self.sizes = sorted(set(sizes))
+        self.sizes = sorted({get_shape(size) for size in sizes})
         self.compile = compile
         self.tf32 = tf32
 
@@ -62,6 +62,9 @@ class Compilation(Callback):
     def _compile(self, net: SPPNet, trainer: pl.Trainer) -> None:
         plugin: Any = trainer.precision_plugin
         data: Any = getattr(trainer, "datamodule")  # noqa: B009 (set by fit; not in its type)
+        # Training has a graph for each size, validation has one; beyond the limit they would run uncompiled.
+        dynamo = torch._dynamo.config
+        dynamo.recompile_limit = max(dynamo.recompile_limit, len(self.sizes) + 1)
         net.compile(dynamic=False)
         try:
             warm_up(net, self.sizes, data.batch_size_of_step, plugin.train_step_context, plugin.val_step_context)
@@ -82,7 +85,7 @@ class Compilation(Callback):
 
 def warm_up(
     net: SPPNet,
-    sizes: Sequence[int],
+    sizes: Sequence[ImageSize],
     batch: int,
     train_context: Any = nullcontext,
     validation_context: Any = nullcontext,
@@ -92,8 +95,8 @@ def warm_up(
     labels = torch.zeros(batch, dtype=torch.int64, device=device)
     was_training = net.training
 
-    def create_images(size: int) -> torch.Tensor:
-        shape = (batch, net.config.in_chans, size, size)
+    def create_images(size: ImageSize) -> torch.Tensor:
+        shape = (batch, net.config.in_chans, *get_shape(size))
         return torch.zeros(shape, device=device).to(memory_format=torch.channels_last)
 
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):

@@ -64,7 +64,7 @@ class EpochMetrics(Callback):
         """Read the clock of the training steps, which stops before validation."""
         self._seconds = time.perf_counter() - self._start
         self._undecodable += len(batch.replaced)
-        self._image_size = batch.images.shape[-1]
+        self._image_size = min(batch.images.shape[-2:])
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take the metrics of validation."""

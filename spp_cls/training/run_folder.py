@@ -21,10 +21,12 @@ from spp_cls.training.logging import CSV_FILE, TENSORBOARD_FOLDER
 
 # What the training of a network depends on; the other keys may change from one start of a run to the next.
 _TRAINING_KEYS = (
-    "sizes", "seed", "ema_decay", "data.kind", "data.batch_size", "trainer.gradient_clip_val",
+    "sizes", "shape", "seed", "ema_decay", "data.kind", "data.batch_size", "trainer.gradient_clip_val",
     # The position inside an epoch is counted in its steps and parts of steps.
     "trainer.accumulate_grad_batches", "trainer.limit_train_batches",
 )  # fmt: skip
+# Keys that configurations of earlier versions do not have, and what these versions did.
+_LATER_KEYS = {"shape": "crop"}
 _TRAINING_GROUPS = ("augmentation", "optimizer", "schedule")
 
 
@@ -139,7 +141,7 @@ def _should_overwrite(cfg: DictConfig) -> bool:
 
 def _training_keys(cfg: DictConfig | ListConfig) -> dict[str, Any]:
     """Return the keys that training depends on, with those of the groups that are set."""
-    values = {key: OmegaConf.select(cfg, key) for key in _TRAINING_KEYS}
+    values = {key: OmegaConf.select(cfg, key, default=_LATER_KEYS.get(key)) for key in _TRAINING_KEYS}
     for group in _TRAINING_GROUPS:
         values |= {f"{group}.{key}": value for key, value in (OmegaConf.select(cfg, group) or {}).items()}
     return values
@@ -161,9 +163,10 @@ def describe_run(folder: RunFolder, net: SPPNet, data: ImageNetDataModule) -> st
     parameters = sum(parameter.numel() for parameter in net.parameters())
     pooling = f"SPP {net.pool.levels}" if net.config.takes_any_size else "no SPP"
     name = net.config.name + (f" at width {net.config.width:g}" if net.config.width != 1 else "")
+    sizes = data.shapes.describe(data.batch_size)
     return (
         f"{name}, {pooling}, {parameters:,} parameters; {data.root}: {len(data.train_source):,} images to "
-        f"train on, {len(data.val_source):,} to validate, {net.num_classes} classes; sizes {data.sizes}; {folder.path}"
+        f"train on, {len(data.val_source):,} to validate, {net.num_classes} classes; {sizes}; {folder.path}"
     )
 
 

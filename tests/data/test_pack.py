@@ -201,7 +201,7 @@ class TestListing:
     @pytest.fixture(autouse=True)
     def _small(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, image_folder: Path) -> None:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-        monkeypatch.setattr(listing, "_LEAST_CACHED", 1)
+        monkeypatch.setattr(listing, "LEAST_CACHED", 1)
         for folder in image_folder.glob("*/*"):
             os.utime(folder, (1e9, 1e9))
 

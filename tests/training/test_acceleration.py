@@ -243,6 +243,22 @@ def test_without_a_compiler(
     assert net(torch.zeros(1, 3, 64, 64)).shape == (1, 3)
 
 
+@pytest.mark.slow
+def test_there_are_graphs_for_more_shapes_than_the_compilers_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.compiler.reset()
+    counters.clear()
+    net = tiny_net()
+    # Only the graphs are counted: the compiler need not compile them.
+    monkeypatch.setattr(net, "compile", partial(net.compile, backend="eager"))
+    shapes = [(64, width) for width in range(64, 73)]
+    data = SimpleNamespace(batch_size_of_step=2)
+    trainer = SimpleNamespace(precision_plugin=pl.plugins.precision.Precision(), datamodule=data)
+    with torch._dynamo.config.patch(recompile_limit=8):
+        Compilation([*shapes, 64], compile=True)._compile(net, trainer)  # type: ignore[arg-type]
+    torch.compiler.set_stance("default")
+    assert counters["stats"]["unique_graphs"] == 10
+
+
 class Compiled(Callback):
     """Count the graphs before the first step and after the last."""
 

@@ -31,26 +31,26 @@ RUN = (
 )  # fmt: skip
 
 
-def train(folder: Path, name: str, processes: int, strike: str = "0:0", line: str = PYTHON) -> Result:
+def train(folder: Path, name: str, processes: int, strike: str = "0:0", line: str = PYTHON, *keys: str) -> Result:
     record = folder / f"record-{name}"
     record.mkdir(exist_ok=True)
     program, *words = shlex.split(re.sub(r"(devices|per-node)=8", rf"\1={processes}", line))
     module = {"python": [], "torchrun": ["-m", "torch.distributed.run"]}[program]
     words = [str(REPOSITORY / "tests/training/recorded_train.py") if word == "train.py" else word for word in words]
     return subprocess.run(
-        [sys.executable, *module, *words, *RUN, f"name={name}"],
+        [sys.executable, *module, *words, *RUN, *keys, f"name={name}"],
         cwd=folder, capture_output=True, text=True, timeout=300, check=False,
         env=os.environ | {"RECORD": str(record), "STRIKE": strike, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
 
 
-def images_of_steps(folder: Path, name: str) -> list[set[int]]:
+def images_of_steps(folder: Path, name: str, batch: int = 12) -> list[set[int]]:
     """The images of all processes, step by step."""
     shares = [
         [json.loads(line) for line in path.read_text().splitlines()] for path in (folder / f"record-{name}").iterdir()
     ]
     steps = [[i for share in shares for i in share[step]] for step in range(len(shares[0]))]
-    assert all(len(images) == len(set(images)) == 12 for images in steps)
+    assert all(len(images) == len(set(images)) == batch for images in steps)
     return [set(images) for images in steps]
 
 
@@ -86,6 +86,22 @@ def test_several_processes_train_as_one(line: str, processes: int, one: Path) ->
     assert len(list((one / "runs" / name / "tensorboard").glob("events*"))) == 1
     assert result.stdout.count("images to train on") == 1
     assert result.stdout.count("Lowest validation top-1 error") == 1
+
+
+def test_several_processes_train_as_one_on_whole_images(one: Path) -> None:
+    for processes in (1, 2, 3):
+        keys = ("shape=natural", "data.batch_size=6", "trainer.max_epochs=2", "model.hidden=[]")
+        result = train(one, f"whole-{processes}", processes, "0:0", PYTHON, *keys)
+        assert result.returncode == 0, result.stderr
+        assert "take a shape beside theirs and 0 are left out" in result.stdout
+    alone = images_of_steps(one, "whole-1", 6)
+    assert len(alone) == 20
+    for number in (2, 3):
+        assert images_of_steps(one, f"whole-{number}", 6) == alone
+        weights, other = (load_checkpoint(one / f"runs/whole-{n}/last.ckpt")["state_dict"] for n in (1, number))
+        for key, weight in weights.items():
+            # A mean of means is a sum in another order: 1e-7 of a gradient, over twenty steps.
+            torch.testing.assert_close(other[key], weight, rtol=1e-4, atol=1e-5)
 
 
 def test_a_signal_to_one_of_two_processes_stops_both_and_the_run_goes_on(one: Path) -> None:

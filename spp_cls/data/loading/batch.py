@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.data import get_worker_info
 
 from spp_cls.data.transforms.decode import Pixels
+from spp_cls.models.net import ImageSize, get_shape
 
 
 class Sample(NamedTuple):
@@ -100,13 +101,14 @@ def normalize(
     return values if set(std) == {1.0} else values / _copy_to_device(tuple(std), images.device)
 
 
-def finish_on_device(batch: Batch, mean: Sequence[float], std: Sequence[float], size: int) -> Batch:
-    """Flip, shift colours, normalise and resize to size x size pixels, on the device of the batch.
+def finish_on_device(batch: Batch, mean: Sequence[float], std: Sequence[float], size: ImageSize) -> Batch:
+    """Flip, shift colours, normalise and resize to `size`, on the device of the batch.
 
     Images of 180 pixels are those of 224 resized, not smaller crops: section 2.3 of the paper.
     """
     images = torch.where(batch.flips.view(-1, 1, 1, 1), batch.images.flip(-1), batch.images)
     images = normalize(images, mean, std, batch.colour_shifts)
-    if images.shape[-1] != size:
-        images = F.interpolate(images, (size, size), mode="bilinear", antialias=True)
+    shape = get_shape(size)
+    if images.shape[-2:] != shape:
+        images = F.interpolate(images, shape, mode="bilinear", antialias=True)
     return batch._replace(images=images)

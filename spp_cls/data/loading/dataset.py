@@ -1,5 +1,6 @@
 """Data sets of samples: augmented training images, and the fixed centre crops of validation."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -10,9 +11,11 @@ from spp_cls.data.loading.batch import Batch, Sample, collate
 from spp_cls.data.loading.sampler import EpochIndex
 from spp_cls.data.sources.source import ImageSource
 from spp_cls.data.transforms.augmentation import Augmentation, EpochAugmentation
+from spp_cls.data.transforms.buckets import MOST_SQUEEZE
 from spp_cls.data.transforms.crops import CENTRE, compute_min_side, crop_at, resize
 from spp_cls.data.transforms.decode import Data, Pixels, UndecodableImageError, decode
 from spp_cls.data.transforms.randomness import Purpose, create_generator
+from spp_cls.data.transforms.shapes import Shape, resize_whole
 
 # So many undecodable images in a row are not bad luck.
 _MOST_REPLACEMENTS = 20
@@ -50,12 +53,12 @@ class TrainingCrops(Dataset[Sample]):
     def __getitems__(self, epoch_indices: Sequence[EpochIndex]) -> Batch:
         """Make a batch, which a DataLoader returns as it is."""
         # Reading in a row costs half of reading each image after the decoding of another, which evicts the caches.
-        encoded = [self.source.read(index) for _, index in epoch_indices]
+        encoded = [self.source.read(index) for _, index, *_ in epoch_indices]
         return collate(map(self._make_sample, epoch_indices, encoded), len(epoch_indices))
 
     def _make_sample(self, epoch_index: EpochIndex, encoded: Data | None = None) -> Sample:
         """Make a sample; `encoded` are the bytes of the image, if they have been read."""
-        epoch, wanted = epoch_index
+        epoch, wanted, *shape = epoch_index
 
         def load(index: int) -> Pixels:
             return self._load(index, encoded if index == wanted else None)
@@ -63,7 +66,7 @@ class TrainingCrops(Dataset[Sample]):
         pixels, index, replaced = load_decodable(load, wanted, self.seed, epoch, len(self.source))
         augmentation = self._augmentation_of(epoch)
         return Sample(
-            augmentation.apply(pixels, wanted, self.crop),
+            self._transform(augmentation, pixels, wanted, *shape),
             int(self.source.labels[index]),
             index,
             augmentation.flip(wanted),
@@ -71,16 +74,42 @@ class TrainingCrops(Dataset[Sample]):
             replaced,
         )
 
+    def _transform(self, augmentation: EpochAugmentation, pixels: Pixels, wanted: int) -> Pixels:
+        return augmentation.apply(pixels, wanted, self.crop)
+
     def _augmentation_of(self, epoch: int) -> EpochAugmentation:
         if self._epoch_augmentation is None or self._epoch_augmentation[0] != epoch:
             self._epoch_augmentation = epoch, self.augmentation.of_epoch(self.seed, epoch, len(self.source))
         return self._epoch_augmentation[1]
 
+    def _min_side(self) -> int | None:
+        """Return the least shorter side that an image is decoded to."""
+        return self.augmentation.min_side(self.crop)
+
     def _load(self, index: int, encoded: Data | None) -> Pixels:
-        min_side = self.augmentation.min_side(self.crop)
+        min_side = self._min_side()
         if encoded is None:
             return read_image(self.source, index, min_side)
         return decode(encoded, self.source.location(index), min_side)
+
+
+class WholeImages(TrainingCrops):
+    """Augmented whole training images, each resized to the shape of a bucket; a function of (seed, epoch, index).
+
+    The sampler gives the bucket beside the index; `shapes` are height and width for each. An image that replaces a
+    damaged one gets its shape.
+    """
+
+    def __init__(self, source: ImageSource, shapes: Sequence[Shape], augmentation: Augmentation, seed: int) -> None:
+        super().__init__(source, max(min(shape) for shape in shapes), augmentation, seed)
+        self.shapes = shapes
+
+    def _transform(self, augmentation: EpochAugmentation, pixels: Pixels, wanted: int, bucket: int = 0) -> Pixels:
+        return augmentation.apply_whole(resize_whole(pixels, self.shapes[bucket]), wanted)
+
+    def _min_side(self) -> int:
+        # An image may be shortened along its shorter side.
+        return math.ceil(self.crop * MOST_SQUEEZE)
 
 
 def load_decodable(

@@ -17,11 +17,11 @@ _log = logging.getLogger(__name__)
 
 _IMAGE_ENDINGS = (".jpeg", ".jpg", ".png", ".webp", ".bmp", ".ppm", ".tif", ".tiff")
 
-# Shorter lists take no time to make.
-_LEAST_CACHED = 50_000
+# Shorter lists take little time to make.
+LEAST_CACHED = 50_000
 
 # A folder that changed just before it was listed may change again without a new modification time.
-_SETTLED_SECONDS = 2
+SETTLED_SECONDS = 2
 
 
 def list_class_folders(folder: Path) -> tuple[str, ...]:
@@ -51,7 +51,7 @@ def list_class_images(folder: Path, classes: Sequence[str]) -> tuple[NDArray[np.
     A long list is cached in $XDG_CACHE_HOME/spp_cls or ~/.cache/spp_cls, until a class folder's modification time
     changes.
     """
-    cached = _cache_file(folder)
+    cached = find_cache("images", os.fsencode(folder.resolve()))
     changed = np.array([os.stat(folder / name).st_mtime_ns for name in classes], np.int64)
     key = np.array([os.fsencode(name) for name in classes])
     if cached.is_file():
@@ -64,21 +64,22 @@ def list_class_images(folder: Path, classes: Sequence[str]) -> tuple[NDArray[np.
         [os.fsencode(f"{name}/{file}") for name, files in zip(classes, images, strict=True) for file in files]
     )
     counts = np.array([len(files) for files in images], np.int64)
-    if len(names) >= _LEAST_CACHED and now - changed.max() > _SETTLED_SECONDS * 10**9:
-        _write_cache(cached, classes=key, changed=changed, names=names, counts=counts)
+    if len(names) >= LEAST_CACHED and now - changed.max() > SETTLED_SECONDS * 10**9:
+        write_cache(cached, classes=key, changed=changed, names=names, counts=counts)
     return names, counts
 
 
-def _cache_file(folder: Path) -> Path:
+def find_cache(kind: str, content: bytes) -> Path:
+    """Return the file in which something about `content`, a folder or a list of files, is cached."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    digest = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()
-    return caches / "spp_cls" / f"images-{digest[:16]}.npz"
+    return caches / "spp_cls" / f"{kind}-{hashlib.sha256(content).hexdigest()[:16]}.npz"
 
 
-def _write_cache(path: Path, **arrays: NDArray[np.generic]) -> None:
+def write_cache(path: Path, **arrays: NDArray[np.generic]) -> None:
+    """Write arrays to a cache, if it can be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replace_atomically(path) as unfinished:
             np.savez(unfinished, allow_pickle=False, **arrays)
     except OSError as error:
-        _log.info("cannot cache the list of images in %s: %s; the next run lists them again", path, error.strerror)
+        _log.info("cannot write the cache %s: %s; the next run reads everything again", path, error.strerror)

@@ -68,14 +68,7 @@ class PackedImages:
         self._paths = [root / file["name"] for file in files]
         # Index of the first image of each file, and the number of all images.
         self._starts = np.cumsum([0, *(file["images"] for file in files)])
-        self.labels: NDArray[np.int64] = np.concatenate(
-            [
-                reader.get_batch(number).column(_LABEL).to_numpy()
-                for reader in self._readers
-                for number in range(reader.num_record_batches)
-            ]
-            or [np.zeros(0, np.int64)]
-        )
+        self.labels = self._read_numbers(_LABEL)
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -92,6 +85,20 @@ class PackedImages:
     @cached_property
     def _batches(self) -> dict[tuple[int, int], tuple[Any, ...]]:
         return {}
+
+    def _read_numbers(self, column: int) -> NDArray[np.int64]:
+        """Return a column of all images."""
+        chunks = [
+            reader.get_batch(number).column(column).to_numpy()
+            for reader in self._readers
+            for number in range(reader.num_record_batches)
+        ]
+        return np.concatenate(chunks or [np.zeros(0)]).astype(np.int64)
+
+    @property
+    def sizes(self) -> NDArray[np.int64]:
+        """Width and height of each image as it was packed, N x 2."""
+        return np.stack([self._read_numbers(_WIDTH), self._read_numbers(_HEIGHT)], 1)
 
     def _read_cell(self, column: int, index: int) -> Any:
         file = int(np.searchsorted(self._starts, index, side="right")) - 1

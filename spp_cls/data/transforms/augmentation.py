@@ -36,6 +36,10 @@ class EpochAugmentation(ABC):
     def apply(self, pixels: Pixels, index: int, side: int) -> Pixels:
         """Turn a decoded image, H x W x 3, into side x side x 3 pixels; workers call this."""
 
+    def apply_whole(self, pixels: Pixels, index: int) -> Pixels:
+        """Change a whole image, H x W x 3, that has the shape of its batch, and keep this shape (shape=natural)."""
+        return pixels
+
     def flip(self, index: int) -> bool:
         """Return whether the device mirrors the image."""
         return False
@@ -52,6 +56,9 @@ class Augmentation(ABC):
     # be a tensor on the device as well (data.cache=device).
     can_crop_on_device = False
 
+    # Whether it can be used on whole images of any shape (shape=natural), which go to `apply_whole`, not to `apply`.
+    takes_whole_images = False
+
     @abstractmethod
     def of_epoch(self, seed: int, epoch: int, length: int) -> EpochAugmentation:
         """Return the augmentation of an epoch of a data set of `length` images."""
@@ -65,7 +72,10 @@ class Augmentation(ABC):
 
 
 class ImageAugmentation(Augmentation):
-    """An augmentation that sees one image at a time: a subclass defines `augment` and nothing else."""
+    """An augmentation that sees one image at a time: a subclass defines `augment` and nothing else.
+
+    For shape=natural it also sets `takes_whole_images`, and defines `augment_whole` if it changes more than the crop.
+    """
 
     @abstractmethod
     def augment(self, pixels: Pixels, side: int, random: np.random.Generator) -> Pixels:
@@ -73,6 +83,10 @@ class ImageAugmentation(Augmentation):
 
         `random` is a function of (seed, epoch, index): the image is the same for any number of workers and processes.
         """
+
+    def augment_whole(self, pixels: Pixels, random: np.random.Generator) -> Pixels:
+        """Change a whole image, H x W x 3, and keep its shape; `random` is as in `augment`."""
+        return pixels
 
     def of_epoch(self, seed: int, epoch: int, length: int) -> EpochAugmentation:
         """Return the augmentation of an epoch."""
@@ -86,12 +100,20 @@ class _ImagesOfEpoch(EpochAugmentation):
     epoch: int
 
     def apply(self, pixels: Pixels, index: int, side: int) -> Pixels:
-        random = create_generator(Purpose.AUGMENTATION, self.seed, self.epoch, index)
-        augmented = self.augmentation.augment(pixels, side, random)
-        if not isinstance(augmented, np.ndarray) or augmented.dtype != np.uint8 or augmented.shape != (side, side, 3):
-            found = f"{augmented.dtype} {augmented.shape}" if isinstance(augmented, np.ndarray) else type(augmented)
-            raise UserError(f"an augmentation returns a NumPy array of uint8 ({side}, {side}, 3), not {found}")
-        return augmented
+        return _check_pixels(self.augmentation.augment(pixels, side, self._random(index)), (side, side, 3))
+
+    def apply_whole(self, pixels: Pixels, index: int) -> Pixels:
+        return _check_pixels(self.augmentation.augment_whole(pixels, self._random(index)), pixels.shape)
+
+    def _random(self, index: int) -> np.random.Generator:
+        return create_generator(Purpose.AUGMENTATION, self.seed, self.epoch, index)
+
+
+def _check_pixels(pixels: Any, shape: tuple[int, ...]) -> Pixels:
+    if not isinstance(pixels, np.ndarray) or pixels.dtype != np.uint8 or pixels.shape != shape:
+        found = f"{pixels.dtype} {pixels.shape}" if isinstance(pixels, np.ndarray) else type(pixels)
+        raise UserError(f"an augmentation returns a NumPy array of uint8 {shape}, not {found}")
+    return pixels
 
 
 @dataclass(frozen=True)
@@ -118,6 +140,7 @@ class PaperAugmentation(Augmentation):
     pca_std: float = key(0.1, help="standard deviation of the coefficients of the colour jitter; 0: none", least=0)
 
     can_crop_on_device = True
+    takes_whole_images = True
 
     def __post_init__(self) -> None:
         check_fields(self, "augmentation.")

@@ -45,7 +45,7 @@ def resize(pixels: Pixels, min_side: int) -> Pixels:
     """Resize H x W x 3 pixels so that the shorter side is `min_side`: bilinear, antialiased."""
     height, width = pixels.shape[:2]
     new_width, new_height = compute_resized_shape(width, height, min_side)
-    return _resize_window(pixels, new_width, new_height, (0, 0, new_width, new_height))
+    return resize_window(pixels, new_width, new_height, (0, 0, new_width, new_height))
 
 
 def crop_at(pixels: Pixels, position: Position, window: int) -> Pixels:
@@ -63,10 +63,10 @@ def resize_and_crop(pixels: Pixels, min_side: int, crop: int, position: Position
     height, width = pixels.shape[:2]
     new_width, new_height = compute_resized_shape(width, height, min_side)
     left, top = find_corner(position, new_width, new_height, crop)
-    return _resize_window(pixels, new_width, new_height, (left, top, left + crop, top + crop))
+    return resize_window(pixels, new_width, new_height, (left, top, left + crop, top + crop))
 
 
-def _resize_window(pixels: Pixels, new_width: int, new_height: int, window: tuple[int, int, int, int]) -> Pixels:
+def resize_window(pixels: Pixels, new_width: int, new_height: int, window: tuple[int, int, int, int]) -> Pixels:
     """Return a window (left, top, right, bottom) of what `pixels` would be at new_width x new_height."""
     height, width = pixels.shape[:2]
     left, top, right, bottom = window
