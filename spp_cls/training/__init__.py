@@ -12,11 +12,11 @@ from spp_cls.training.logging import EpochMetrics, FilterPictures, StepLoss, cre
 from spp_cls.training.module import LitClassifier
 from spp_cls.training.progress import ProgressBar
 from spp_cls.training.run_folder import RunFolder
-from spp_cls.training.schedules import LearningRate, Milestones, Plateau, Progress, Schedule
+from spp_cls.training.schedules import Cosine, LearningRate, Linear, Milestones, Plateau, Progress, Schedule
 
 __all__ = [
-    "AtomicCheckpoints", "Checkpointing", "Compilation", "EpochMetrics", "FilterPictures", "LearningRate",
-    "LitClassifier", "Milestones", "Plateau", "Progress", "ProgressBar", "RunFolder", "Schedule", "StepLoss",
+    "AtomicCheckpoints", "Checkpointing", "Compilation", "Cosine", "EpochMetrics", "FilterPictures", "LearningRate",
+    "Linear", "LitClassifier", "Milestones", "Plateau", "Progress", "ProgressBar", "RunFolder", "Schedule", "StepLoss",
     "create_callbacks", "create_loggers",
 ]  # fmt: skip
 

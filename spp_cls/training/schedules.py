@@ -4,6 +4,7 @@ A run that is stopped and resumed, at any step, has the same rates as one that w
 """
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -37,8 +38,37 @@ class Progress(NamedTuple):
 Schedule = Callable[[Progress], float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class ScheduleWithWarmUp(ABC):
+    """The base of the schedules here: a linear rise to the optimizer's rate, and what a subclass does after it.
+
+    `warmup` is the length of the rise in epochs; a number below 1 is a share of the run. It starts at `warmup_factor`
+    of the rate.
+
+    Raises:
+        UserError: if a field has a value of another type or range.
+    """
+
+    warmup: float = key(0.0, least=0)
+    warmup_factor: float = key(0.0, least=0, most=1)
+
+    def __post_init__(self) -> None:
+        check_fields(self, "schedule.")
+
+    def __call__(self, progress: Progress) -> float:
+        """Return the factor of the learning rate."""
+        rise = _convert_to_epochs(self.warmup, progress.epochs)
+        if progress.epoch < rise:
+            return _interpolate(self.warmup_factor, 1.0, progress.epoch / rise)
+        return self.compute_factor(progress, rise)
+
+    @abstractmethod
+    def compute_factor(self, progress: Progress, start: float) -> float:
+        """Return the factor of the learning rate after a rise that ended at the epoch `start`."""
+
+
 @dataclass(frozen=True)
-class Plateau:
+class Plateau(ScheduleWithWarmUp):
     """Multiply the rate by `factor` when the validation error stops falling, at most `drops` times.
 
     It has stopped when more than `patience` epochs in a row have brought no new lowest error. The paper divides by 10
@@ -52,10 +82,7 @@ class Plateau:
     drops: int = key(2, least=0)
     factor: float = key(0.1, above=0, most=1)
 
-    def __post_init__(self) -> None:
-        check_fields(self, "schedule.")
-
-    def __call__(self, progress: Progress) -> float:
+    def compute_factor(self, progress: Progress, start: float) -> float:
         """Return the factor of the learning rate."""
         lowest, waited, drops = math.inf, 0, 0
         for error in progress.errors:
@@ -67,7 +94,7 @@ class Plateau:
 
 
 @dataclass(frozen=True)
-class Milestones:
+class Milestones(ScheduleWithWarmUp):
     """Multiply the rate by `factor` at the start of each of `epochs`.
 
     These are counted from 0; numbers below 1 are shares of the run: 0.75 is epoch 30 of 40.
@@ -82,15 +109,57 @@ class Milestones:
     def __post_init__(self) -> None:
         if isinstance(self.epochs, Sequence) and not isinstance(self.epochs, str):
             object.__setattr__(self, "epochs", tuple(self.epochs))
-        check_fields(self, "schedule.")
+        super().__post_init__()
         if any(later <= earlier for earlier, later in pairwise(self.epochs)):
             raise UserError(f"schedule.epochs is a list in ascending order, not {list(self.epochs)}")
 
-    def __call__(self, progress: Progress) -> float:
+    def compute_factor(self, progress: Progress, start: float) -> float:
         """Return the factor of the learning rate."""
-        starts = (epoch * progress.epochs if epoch < 1 else epoch for epoch in self.epochs)
+        starts = (_convert_to_epochs(epoch, progress.epochs) for epoch in self.epochs)
         # The rate changes between epochs only.
         return _raise_to(self.factor, sum(math.floor(progress.epoch) >= start for start in starts))
+
+
+@dataclass(frozen=True)
+class Cosine(ScheduleWithWarmUp):
+    """Lower the rate along half a cosine, from step to step, to `final_factor` of it at the end of the run.
+
+    After a warm-up the cosine spans the rest of the run (arXiv 1608.03983, without restarts).
+
+    Raises:
+        UserError: if a field has a value of another type or range.
+    """
+
+    final_factor: float = key(0.0, least=0, most=1)
+
+    def compute_factor(self, progress: Progress, start: float) -> float:
+        """Return the factor of the learning rate."""
+        done = (progress.epoch - start) / (progress.epochs - start)
+        return _interpolate(1.0, self.final_factor, (1 - math.cos(math.pi * done)) / 2)
+
+
+@dataclass(frozen=True)
+class Linear(ScheduleWithWarmUp):
+    """Lower the rate along a line, from step to step, to `final_factor` of it at the end of the run.
+
+    Raises:
+        UserError: if a field has a value of another type or range.
+    """
+
+    final_factor: float = key(0.0, least=0, most=1)
+
+    def compute_factor(self, progress: Progress, start: float) -> float:
+        """Return the factor of the learning rate."""
+        return _interpolate(1.0, self.final_factor, (progress.epoch - start) / (progress.epochs - start))
+
+
+def _convert_to_epochs(length: float, epochs: int) -> float:
+    """Return a length in epochs; below 1 it is a share of the run."""
+    return length * epochs if length < 1 else length
+
+
+def _interpolate(first: float, last: float, share: float) -> float:
+    return first + (last - first) * share
 
 
 def _raise_to(factor: float, power: int) -> float:

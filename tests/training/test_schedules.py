@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import pytorch_lightning as pl
 import torch
+from timm.scheduler import CosineLRScheduler, PolyLRScheduler
 
 import spp_cls
 from spp_cls.cli.errors import UserError
 from spp_cls.data.datamodule import ImageNetDataModule
-from spp_cls.training import LearningRate, LitClassifier, Milestones, Plateau, Progress
+from spp_cls.training import Cosine, LearningRate, Linear, LitClassifier, Milestones, Plateau, Progress, Schedule
 
 
 @pytest.mark.parametrize("patience", [0, 1, 5])
@@ -44,9 +45,53 @@ def test_rates_of_milestones(epochs: Any) -> None:
     assert Milestones((2,), factor=0.5)(Progress(2.5, 4)) == 0.5
 
 
+def rates_of_timm(kind: Any, steps: int, warmup: int, first: float, last: float, **options: Any) -> list[float]:
+    """The rates of each step of a run by a scheduler of timm, for a rate of 0.4."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.4)
+    scheduler = kind(
+        optimizer, t_initial=steps - warmup, lr_min=0.4 * last, warmup_t=warmup, warmup_lr_init=0.4 * first,
+        warmup_prefix=True, t_in_epochs=False, **options,
+    )  # fmt: skip
+    rates = []
+    for step in range(steps):
+        scheduler.step_update(step)
+        rates.append(optimizer.param_groups[0]["lr"])
+    return rates
+
+
+@pytest.mark.parametrize("warmup", [0, 2, 0.25])
+@pytest.mark.parametrize(("first", "last"), [(0.0, 0.0), (0.01, 0.1)])
+def test_cosine_and_linear_are_those_of_timm_at_every_step(warmup: float, first: float, last: float) -> None:
+    # Eight epochs of seven steps.
+    steps = [Progress(step // 7 + step % 7 / 7, 8) for step in range(56)]
+    rise = 14 if warmup else 0
+    for kind, of_timm, options in ((Cosine, CosineLRScheduler, {}), (Linear, PolyLRScheduler, {"power": 1.0})):
+        schedule = kind(last, warmup=warmup, warmup_factor=first)
+        expected = rates_of_timm(of_timm, 56, rise, first, last, **options)
+        # Of numbers of 64 bits, in another order of operations.
+        assert [0.4 * schedule(step) for step in steps] == pytest.approx(expected, rel=1e-12, abs=1e-15)
+    assert rise == 0 or schedule(steps[0]) == first
+
+
+def test_plateau_and_milestones_after_a_warmup() -> None:
+    errors = (9.0, 8.0, 8.0, 8.0, 8.0, 8.0)
+    for schedule in (Plateau(0, warmup=3, warmup_factor=0.4), Milestones((0.5,), warmup=3, warmup_factor=0.4)):
+        rises = [0.4 + 0.6 * share / 6 for share in range(6)]
+        found = [schedule(Progress(epoch / 2, 10, errors[: epoch // 2])) for epoch in range(20)]
+        assert found[:6] == pytest.approx(rises)
+        if isinstance(schedule, Milestones):
+            assert found[6:] == [1.0] * 4 + [0.1] * 10
+        else:
+            # The third and the fourth epoch brought nothing new.
+            assert found[6:] == [0.1] * 2 + [0.01] * 12
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: Cosine(final_factor=2), "schedule.final_factor is a number from 0 to 1, not 2"),
+        (lambda: Linear(warmup=-1), "schedule.warmup is a number from 0, not -1"),
+        (lambda: Plateau(warmup_factor=1.5), "schedule.warmup_factor is a number from 0 to 1, not 1.5"),
         (lambda: Plateau(patience=-1), "schedule.patience is a whole number from 0, not -1"),
         (lambda: Plateau(drops=1.5), "schedule.drops is a whole number from 0, not 1.5"),  # type: ignore[arg-type]
         (lambda: Plateau(factor=0), "schedule.factor is a number above 0 to 1, not 0"),
@@ -91,7 +136,9 @@ class Watch(pl.Callback):
             raise StopHereError
 
 
-def fit(root: Path, folder: Path, stop: int | None = None, resume: bool = False, parts: int = 1) -> Watch:
+def fit(
+    root: Path, folder: Path, schedule: Schedule, stop: int | None = None, resume: bool = False, parts: int = 1
+) -> Watch:
     data = ImageNetDataModule("imagefolder", str(root), 4, 0, crop=64)
     watch = Watch(stop)
     trainer = pl.Trainer(
@@ -99,7 +146,7 @@ def fit(root: Path, folder: Path, stop: int | None = None, resume: bool = False,
         accelerator="cpu",
         default_root_dir=folder,
         logger=False,
-        callbacks=[LearningRate(cosine), watch],
+        callbacks=[LearningRate(schedule), watch],
         enable_progress_bar=False,
         enable_model_summary=False,
         enable_checkpointing=False,
@@ -115,12 +162,15 @@ def fit(root: Path, folder: Path, stop: int | None = None, resume: bool = False,
     return watch
 
 
+@pytest.mark.parametrize("schedule", [cosine, Cosine(warmup=1)])
 def test_a_schedule_of_steps_is_the_same_after_a_resume_inside_an_epoch(
-    shared_image_folder: Path, tmp_path: Path
+    schedule: Schedule, shared_image_folder: Path, tmp_path: Path
 ) -> None:
     # Six steps an epoch, eighteen in all, of two batches each.
     rates = [0.01 * (1 + math.cos(math.pi * step / 18)) / 2 for step in range(18)]
-    watch = fit(shared_image_folder, tmp_path, stop=9, parts=2)
-    watch.rates += fit(shared_image_folder, tmp_path, resume=True, parts=2).rates
+    if schedule is not cosine:
+        rates = [rate / 40 for rate in rates_of_timm(CosineLRScheduler, 18, 6, 0, 0)]
+    watch = fit(shared_image_folder, tmp_path, schedule, stop=9, parts=2)
+    watch.rates += fit(shared_image_folder, tmp_path, schedule, resume=True, parts=2).rates
     assert [weights for weights, _ in watch.rates] == pytest.approx(rates)
     assert [biases for _, biases in watch.rates] == pytest.approx([2 * rate for rate in rates])
