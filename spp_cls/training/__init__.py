@@ -8,7 +8,8 @@ from pytorch_lightning.callbacks import Callback, EMAWeightAveraging
 
 from spp_cls.training.acceleration import Compilation
 from spp_cls.training.checkpointing import AtomicCheckpoints, Checkpointing
-from spp_cls.training.logging import EpochMetrics, FilterPictures, StepLoss, create_loggers
+from spp_cls.training.loggers import create_loggers
+from spp_cls.training.logging import EpochMetrics, FilterPictures, StepLoss
 from spp_cls.training.module import LitClassifier
 from spp_cls.training.progress import ProgressBar
 from spp_cls.training.run_folder import RunFolder

@@ -1,30 +1,17 @@
-"""What a run logs: metrics of each epoch, the loss of steps and pictures of filters; and the loggers they go to."""
+"""What a run logs: metrics of each epoch, the loss of steps and pictures of filters."""
 
-import csv
-import inspect
 import time
-from collections.abc import Mapping
-from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pytorch_lightning as pl
 from pytorch_lightning.callbacks import Callback
-from pytorch_lightning.loggers import Logger, TensorBoardLogger
-from pytorch_lightning.utilities import rank_zero_only
 from torch import Tensor, nn
 from torchvision.utils import make_grid
 
 from spp_cls.cli.collectives import all_gather
-from spp_cls.cli.errors import UserError
-from spp_cls.cli.files import replace_atomically
-from spp_cls.cli.targets import bind_target, call_bound
 from spp_cls.data.loading.batch import Batch
 from spp_cls.models.net import SPPNet
 from spp_cls.training.module import LitClassifier
-
-TENSORBOARD_FOLDER = "tensorboard"
-CSV_FILE = Path("csv", "metrics.csv")
 
 
 class EpochMetrics(Callback):
@@ -152,82 +139,3 @@ def draw_filters(net: SPPNet) -> Tensor:
     # Of other numbers of channels than red, green and blue, the first in grey.
     channels = 3 if filters.shape[1] >= 3 else 1
     return make_grid(filters[:, :channels], nrow=12, padding=1, normalize=True, scale_each=True)
-
-
-def create_loggers(nodes: Mapping[str, Mapping[str, Any]], resume_step: int = 0) -> list[Logger]:
-    """Return the logger that each node of the configuration names as `_target_`.
-
-    Nothing is written yet. `resume_step` is the step of the checkpoint that the run resumes from, 0 for a new run; a
-    class or function with a parameter of this name gets it, and leaves out what was logged from that step on.
-
-    Raises:
-        UserError: if a class or function cannot be found, refuses its keys or is not a Lightning logger.
-    """
-    loggers = []
-    for name, node in nodes.items():
-        target = bind_target(node, f"logger.{name}")
-        if "resume_step" in inspect.signature(target.func).parameters:
-            target = partial(target, resume_step=resume_step)
-        logger = call_bound(target, f"logger.{name}")
-        if not isinstance(logger, Logger):
-            raise UserError(f"logger.{name}: {logger!r} is not a logger of Lightning")
-        loggers.append(logger)
-    return loggers
-
-
-def create_tensorboard_logger(folder: str | Path, resume_step: int = 0) -> TensorBoardLogger:
-    """Return a logger that writes TensorBoard's event files to `folder`/tensorboard."""
-    return TensorBoardLogger(folder, name="", version=TENSORBOARD_FOLDER, purge_step=resume_step)
-
-
-def create_csv_logger(folder: str | Path, resume_step: int = 0) -> "CSVLogger":
-    """Return a logger that writes `folder`/csv/metrics.csv."""
-    return CSVLogger(Path(folder) / CSV_FILE, resume_step)
-
-
-class CSVLogger(Logger):
-    """Writes a CSV file with a row for each logging and a column for each metric, empty where it was not logged.
-
-    A file that is there keeps its rows of steps before `resume_step`; Lightning's own CSVLogger would delete it. The
-    file is written whole with each checkpoint and at the end.
-    """
-
-    name = "csv"
-    version = ""
-
-    def __init__(self, path: Path, resume_step: int = 0) -> None:
-        super().__init__()
-        self.path = path
-        self._resume_step = resume_step
-        self._rows: list[dict[str, Any]] | None = None
-        self._is_saved = True
-
-    @rank_zero_only
-    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
-        """Add a row, to be written when the logger is saved."""
-        if self._rows is None:
-            self._rows = self._read_rows()
-        self._rows.append({"step": step, **metrics})
-        self._is_saved = False
-
-    @rank_zero_only
-    def log_hyperparams(self, *_: Any, **__: Any) -> None:
-        """Leave them out: the run folder has the configuration."""
-
-    @rank_zero_only
-    def save(self) -> None:
-        """Write the file."""
-        if self._is_saved or self._rows is None:
-            return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_atomically(self.path) as unfinished, unfinished.open("w", newline="") as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(key for row in self._rows for key in row)))
-            writer.writeheader()
-            writer.writerows(self._rows)
-        self._is_saved = True
-
-    def _read_rows(self) -> list[dict[str, Any]]:
-        if not self.path.exists():
-            return []
-        with self.path.open(newline="") as file:
-            return [row for row in csv.DictReader(file) if int(row["step"]) < self._resume_step]

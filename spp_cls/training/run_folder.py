@@ -17,17 +17,18 @@ from spp_cls.cli.files import replace_atomically
 from spp_cls.data.datamodule import ImageNetDataModule
 from spp_cls.models.checkpoint import CONFIG_KEY, convert_config_to_dict, create_config_from_dict, load_checkpoint
 from spp_cls.models.net import NetConfig, SPPNet
-from spp_cls.training.logging import CSV_FILE, TENSORBOARD_FOLDER
+from spp_cls.training.loggers import CSV_FILE, MLFLOW_FOLDER, TENSORBOARD_FOLDER, WANDB_FOLDER
 
 # What the training of a network depends on; the other keys may change from one start of a run to the next.
 _TRAINING_KEYS = (
-    "sizes", "shape", "seed", "ema_decay", "data.kind", "data.batch_size", "trainer.gradient_clip_val",
+    "sizes", "shape", "seed", "ema_decay", "freeze", "data.kind", "data.batch_size",
+    "trainer.gradient_clip_val",
     # The position inside an epoch is counted in its steps and parts of steps.
     "trainer.accumulate_grad_batches", "trainer.limit_train_batches",
 )  # fmt: skip
 # Keys that configurations of earlier versions do not have, and what these versions did.
 _LATER_KEYS = {"shape": "crop"}
-_TRAINING_GROUPS = ("augmentation", "optimizer", "schedule")
+_TRAINING_GROUPS = ("augmentation", "optimizer", "schedule", "loss")
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,8 @@ class RunFolder:
 
     @property
     def _results(self) -> tuple[Path, ...]:
-        return self.last, self.best, self.tensorboard, self.csv.parent
+        loggers = self.tensorboard, self.csv.parent, self.path / WANDB_FOLDER, self.path / MLFLOW_FOLDER
+        return self.last, self.best, *loggers
 
     def prepare(self, cfg: DictConfig) -> None:
         """Make the folder, remove results that are to be overwritten, and write the run's configuration into it.

@@ -11,7 +11,8 @@ from pytorch_lightning.loggers import Logger
 import spp_cls
 from spp_cls.cli.errors import UserError
 from spp_cls.training import create_loggers
-from spp_cls.training.logging import CSVLogger, draw_filters
+from spp_cls.training.loggers import CSVLogger
+from spp_cls.training.logging import draw_filters
 from tests.conftest import Command
 
 RUN = (
@@ -121,7 +122,7 @@ def test_all_loggers_get_everything(image_folder: Path, tmp_path: Path) -> None:
     nodes = {
         "mine": {"_target_": f"{__name__}.MemoryLogger", "project": "x"},
         "plain": {"_target_": f"{__name__}.PlainLogger"},
-        "csv": {"_target_": "spp_cls.training.logging.create_csv_logger", "folder": str(tmp_path / "run")},
+        "csv": {"_target_": "spp_cls.training.loggers.create_csv_logger", "folder": str(tmp_path / "run")},
     }
     loggers: Any = create_loggers(nodes, resume_step=7)
     mine, plain, table = loggers
