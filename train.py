@@ -14,16 +14,10 @@ from spp_cls.data import ImageNetDataModule
 from spp_cls.data.transforms.augmentation import create_augmentation
 from spp_cls.evaluation.pictures import ViewPicture
 from spp_cls.models.net import NetConfig, check_sizes, create_net
-from spp_cls.training import (
-    AtomicCheckpoints,
-    Checkpointing,
-    Compilation,
-    LitClassifier,
-    RunFolder,
-    create_callbacks,
-    create_loggers,
-)  # fmt: skip
-from spp_cls.training.fine_tuning import init_from
+from spp_cls.training import AtomicCheckpoints, Checkpointing, Compilation, LitClassifier, RunFolder, create_callbacks
+from spp_cls.training.fine_tuning import freeze, init_from
+from spp_cls.training.loggers import create_loggers
+from spp_cls.training.losses import Loss, create_loss
 from spp_cls.training.optimization import OptimizerFactory, check_optimizer, create_factory
 from spp_cls.training.run_folder import collect_result, describe_run, read_step, summarise_run
 from spp_cls.training.schedules import Schedule, create_schedule
@@ -31,7 +25,7 @@ from spp_cls.training.schedules import Schedule, create_schedule
 CONFIG_DIR = Path(__file__).parent.resolve() / "conf"
 
 
-def build(keys: TrainKeys) -> tuple[NetConfig, ImageNetDataModule, OptimizerFactory, Schedule]:
+def build(keys: TrainKeys) -> tuple[NetConfig, ImageNetDataModule, OptimizerFactory, Schedule, Loss]:
     """Build what the keys choose, before any data is read; raise UserError for what their types do not show."""
     import_plugins(keys.plugins)
     config = NetConfig(**asdict(keys.model))
@@ -42,17 +36,19 @@ def build(keys: TrainKeys) -> tuple[NetConfig, ImageNetDataModule, OptimizerFact
     )  # fmt: skip
     check_sizes(config, data.possible_shapes.all)
     create_loggers(keys.logger)
-    return config, data, create_factory(keys.optimizer), create_schedule(keys.schedule, keys.trainer.max_epochs)
+    schedule = create_schedule(keys.schedule, keys.trainer.max_epochs)
+    return config, data, create_factory(keys.optimizer), schedule, create_loss(keys.loss)
 
 
 def train(keys: TrainKeys, cfg: DictConfig) -> dict[str, Any]:
     """Build data, net, callbacks and trainer, and fit; return the lowest validation error."""
-    config, data, optimizer, schedule = build(keys)
+    config, data, optimizer, schedule, loss = build(keys)
     pl.seed_everything(keys.seed, verbose=False)
     net = create_net(replace(config, num_classes=len(data.class_names), class_names=data.class_names))
     folder = RunFolder(Path(keys.run_folder))
     last = folder.find_checkpoint(net.config, cfg)
     started_from = init_from(net, keys.init_from) if keys.init_from and not last else None
+    frozen = freeze(net, keys.freeze)
     compilation = Compilation(data.shapes.all, keys.compile, keys.tf32)
     checkpointing = Checkpointing(folder, **asdict(keys.checkpoint))
     with command.convert_lightning_errors("trainer"):
@@ -66,8 +62,8 @@ def train(keys: TrainKeys, cfg: DictConfig) -> dict[str, Any]:
     data.check_batch(trainer.world_size * trainer.accumulate_grad_batches)
     folder.prepare(cfg)
     if trainer.is_global_zero:
-        print("\n".join(filter(None, (describe_run(folder, net, data), started_from))))
-    module = LitClassifier(net, optimizer, seed=keys.seed)
+        print("\n".join(filter(None, (describe_run(folder, net, data), started_from, frozen))))
+    module = LitClassifier(net, optimizer, keys.seed, loss, keys.optimizer.get("backbone_lr_scale", 1.0))
     try:
         trainer.fit(module, data, ckpt_path=last, weights_only=True)
     finally:

@@ -188,6 +188,7 @@ def _silence_lightning() -> None:
         r"The '\w+' does not have many workers",  # their number is the user's choice
         r"It is recommended to use .*sync_dist=True",  # the metrics are summed over processes already
         r"This DataLoader will create \d+ worker processes",  # likewise
+        r"Found \d+ module\(s\) in eval mode",  # parts that freeze= names
         r"The number of training batches \(\d+\) is smaller than the logging interval",
     ):
         warnings.filterwarnings("ignore", message)

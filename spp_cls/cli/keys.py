@@ -8,7 +8,7 @@ from hydra.core.config_store import ConfigStore
 from spp_cls.cli.schema import key
 
 # Nodes that name a class or function of the user's choice as `_target_`; its parameters are their keys.
-OPEN_GROUPS = ("optimizer", "schedule", "augmentation", "logger")
+OPEN_GROUPS = ("optimizer", "schedule", "loss", "augmentation", "logger")
 
 Node = dict[str, Any]
 
@@ -82,6 +82,8 @@ class TrainKeys:
     resume: bool = key()
     overwrite: bool = key()
     init_from: str | None = key()
+    # A name or a list of names.
+    freeze: Any = key()
     plugins: list[str] = key()
     seed: int = key(least=0, most=2**32 - 1)
     # A word, with a range or without, or a list of pixels.
@@ -95,6 +97,7 @@ class TrainKeys:
     augmentation: Node = field(default_factory=dict)
     optimizer: Node = field(default_factory=dict)
     schedule: Node = field(default_factory=dict)
+    loss: Node = field(default_factory=dict)
     logger: Node = field(default_factory=dict)
     checkpoint: CheckpointKeys = field(default_factory=CheckpointKeys)
     trainer: TrainerKeys = field(default_factory=TrainerKeys)

@@ -10,7 +10,7 @@ import pytorch_lightning as pl
 import torch
 
 from spp_cls.cli.errors import UserError
-from spp_cls.data.loading.batch import Batch, finish_on_device
+from spp_cls.data.loading.batch import Batch, finish_on_device, mix_batch
 from spp_cls.data.loading.dataset import CentreCrops, TrainingCrops, WholeImages
 from spp_cls.data.loading.device_images import CachedCrops, DeviceImages
 from spp_cls.data.loading.loader import BatchLoader, TrainingLoader
@@ -26,6 +26,7 @@ from spp_cls.data.transforms.augmentation import (
 )
 from spp_cls.data.transforms.buckets import sort_into_buckets
 from spp_cls.data.transforms.crops import compute_min_side
+from spp_cls.data.transforms.randomness import Purpose, create_generator
 from spp_cls.data.transforms.shapes import TrainingShapes
 from spp_cls.models.net import IMAGENET_MEAN
 
@@ -146,6 +147,11 @@ class ImageNetDataModule(pl.LightningDataModule):
                 f"the global batch of {self.batch_size} does not divide by {num_chunks} (processes times "
                 f"accumulated batches); set data.batch_size to a multiple of {num_chunks}"
             )
+        if self.augmentation.mixes_pairs and self.batch_size // num_chunks % 2:
+            raise UserError(
+                f"the augmentation mixes images in pairs, and {self.batch_size // num_chunks} images of a chunk are an "
+                f"odd number; set data.batch_size to a multiple of {2 * num_chunks}"
+            )
         if len(self.train_source) < self.batch_size:
             raise UserError(
                 f"{len(self.train_source)} training images do not fill a batch of {self.batch_size}; "
@@ -240,10 +246,17 @@ class ImageNetDataModule(pl.LightningDataModule):
         """Finish a batch on the device; warn once of each image that could not be decoded."""
         height, width = batch.images.shape[-2:]
         shape = height, width
-        if self.trainer is not None and self.trainer.training:
+        is_training = self.trainer is not None and self.trainer.training
+        if self.trainer is not None and is_training:
             shape = self.shapes.choose(shape, self.trainer.current_epoch, self.trainer.max_epochs)
         for message in batch.replaced:
             if message not in self.replaced:
                 self.replaced.add(message)
                 _log.warning("%s; another image takes its place", message)
-        return finish_on_device(batch, self.mean, self.std, shape)
+        batch = finish_on_device(batch, self.mean, self.std, shape)
+        if self.trainer is None or not is_training or not self.augmentation.mixes_pairs:
+            return batch
+        # A batch that is trained on next; all parts of a global batch are mixed alike.
+        step = self._count_trained() // self.trainer.accumulate_grad_batches
+        random = create_generator(Purpose.MIXING, self.seed, self.trainer.current_epoch, step)
+        return mix_batch(batch, self.augmentation, random, len(self.class_names))

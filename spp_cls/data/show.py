@@ -1,7 +1,7 @@
 """Draw training images as the network sees them: python -m spp_cls.data.show [key=value ...]."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,12 +11,16 @@ from PIL import Image, ImageDraw
 from spp_cls.cli.arguments import parse_keys
 from spp_cls.cli.errors import UserError, end_in_one_line
 from spp_cls.cli.schema import key
-from spp_cls.data.loading.batch import Batch, finish_on_device
+from spp_cls.data.loading.batch import Batch, finish_on_device, mix_batch
 from spp_cls.data.loading.dataset import TrainingCrops
 from spp_cls.data.loading.sampler import TrainingSampler
 from spp_cls.data.sources import open_source
 from spp_cls.data.transforms.augmentation import Augmentation, PaperAugmentation, create_augmentation
+from spp_cls.data.transforms.randomness import Purpose, create_generator
 from spp_cls.data.transforms.sizes import list_sizes
+
+_STANDARD_MODULE = "spp_cls.data.transforms.standard"
+_STANDARD = {"standard": "StandardAugmentation", "strong": "StrongAugmentation", "mix": "MixAugmentation"}
 
 _COLUMNS = 8
 _LINE = 14
@@ -39,21 +43,26 @@ class ShowOptions:
     epoch: int = key(0, help="epoch whose images are drawn", least=0)
     seed: int = key(0, help="seed of order and augmentation", least=0)
     crop: int = key(224, help="side of the training crop", least=1, most=10_000)
-    augmentation: str = key("paper", help="paper, none or your own my_module.MyAugmentation")
+    augmentation: str = key("paper", help="paper, none, standard, strong, mix or your own my_module.Mine")
     pca_std: float = key(0.1, help="colour jitter of the paper's augmentation; 0: none", least=0)
 
 
-def draw_sheet(batch: Batch, sizes: list[int], class_names: tuple[str, ...]) -> Image.Image:
-    """Draw the images of a batch, after augmentation, at each size, with the names of their classes."""
+def draw_sheet(
+    batch: Batch, sizes: list[int], class_names: tuple[str, ...], mix: Callable[[Batch], Batch] = lambda batch: batch
+) -> Image.Image:
+    """Draw the images of a batch, after augmentation, at each size, with the names of their classes.
+
+    `mix` is what the device does to a finished batch.
+    """
     columns = min(_COLUMNS, len(batch.labels))
     rows = -(-len(batch.labels) // columns)
     sheet = Image.new("RGB", (columns * max(sizes), sum(rows * (size + _LINE) for size in sizes)), "white")
     pen = ImageDraw.Draw(sheet)
     top = 0
     for size in sizes:
-        images = finish_on_device(batch, mean=(0, 0, 0), std=(1, 1, 1), size=size).images
-        pixels = images.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
-        for number, label in enumerate(batch.labels.tolist()):
+        finished = mix(finish_on_device(batch, mean=(0, 0, 0), std=(1, 1, 1), size=size))
+        pixels = finished.images.round().clamp(0, 255).to(torch.uint8).permute(0, 2, 3, 1).numpy()
+        for number, label in enumerate(finished.labels.tolist()):
             left, above = number % columns * size, top + number // columns * (size + _LINE)
             sheet.paste(Image.fromarray(np.ascontiguousarray(pixels[number])), (left, above + _LINE))
             pen.text((left + 2, above), f"{class_names[label]}, {size}"[: size // 7], fill="black")
@@ -71,8 +80,17 @@ def main(arguments: Sequence[str]) -> None:
     sampler = TrainingSampler(len(source), count, options.seed)
     sampler.set_epoch(options.epoch)
     chosen = [epoch_index for epoch_index, _ in zip(sampler, range(count), strict=False)]
-    batch = TrainingCrops(source, options.crop, _create_augmentation(options), options.seed).__getitems__(chosen)
-    draw_sheet(batch, list_sizes("alternate", options.crop), source.class_names).save(options.out, format="PNG")
+    augmentation = _create_augmentation(options)
+    batch = TrainingCrops(source, options.crop, augmentation, options.seed).__getitems__(chosen)
+
+    def mix(finished: Batch) -> Batch:
+        if not augmentation.mixes_pairs or count % 2:
+            return finished
+        random = create_generator(Purpose.MIXING, options.seed, options.epoch)
+        return mix_batch(finished, augmentation, random, len(source.class_names))
+
+    sheet = draw_sheet(batch, list_sizes("alternate", options.crop), source.class_names, mix)
+    sheet.save(options.out, format="PNG")
     print(f"{count} images of epoch {options.epoch}, seed {options.seed}: {options.out}")
 
 
@@ -81,6 +99,8 @@ def _create_augmentation(options: ShowOptions) -> Augmentation:
         return PaperAugmentation(pca_std=options.pca_std)
     if options.augmentation == "none":
         return PaperAugmentation(corners=False, flip=False, pca_std=0)
+    if options.augmentation in _STANDARD:
+        return create_augmentation({"_target_": f"{_STANDARD_MODULE}.{_STANDARD[options.augmentation]}"})
     return create_augmentation({"_target_": options.augmentation})
 
 

@@ -102,6 +102,15 @@ class SPPNet(nn.Module):
         self.pretrained_cfg: dict[str, Any] = describe_for_timm(self.config, backbone)
         self.default_cfg = self.pretrained_cfg
 
+    def train(self, mode: bool = True) -> "SPPNet":
+        """Set training or evaluation mode; parts whose parameters are all frozen stay in evaluation mode."""
+        super().train(mode)
+        for part in self.modules():
+            trained = [parameter.requires_grad for parameter in part.parameters()]
+            if part is not self and trained and not any(trained):
+                part.eval()
+        return self
+
     @property
     def num_classes(self) -> int:
         """Classes that the classifier tells apart; 0 without a classifier."""

@@ -93,6 +93,7 @@ def warm_up(
     """Run a training step of each size and validation of the input size, without changing weights or gradients."""
     device = next(net.parameters()).device
     labels = torch.zeros(batch, dtype=torch.int64, device=device)
+    trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
     was_training = net.training
 
     def create_images(size: ImageSize) -> torch.Tensor:
@@ -104,7 +105,7 @@ def warm_up(
         for size in sizes:
             with train_context():
                 loss = F.cross_entropy(net(create_images(size)), labels)
-            torch.autograd.grad(loss, list(net.parameters()))
+            torch.autograd.grad(loss, trained)
         net.eval()
         with torch.no_grad(), validation_context():
             net(create_images(net.config.input_size))

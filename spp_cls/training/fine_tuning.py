@@ -1,10 +1,13 @@
-"""Fine-tuning: a network that starts from the weights of another."""
+"""Fine-tuning: a network that starts from the weights of another, and parts of it that stay as they are."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
-from spp_cls.cli.errors import UserError
+from spp_cls.cli.errors import UserError, suggest
+from spp_cls.cli.schema import has_type
 from spp_cls.models.checkpoint import load_net
 from spp_cls.models.net import NetConfig, SPPNet
 
@@ -43,6 +46,29 @@ def init_from(net: SPPNet, path: str | Path) -> str:
             layer.load_state_dict(source.state_dict())
             loaded.append(name)
     return f"Loaded from {path}: {', '.join(loaded) or 'nothing'}; new: {', '.join(new) or 'nothing'}"
+
+
+def freeze(net: SPPNet, names: str | Sequence[str] | None) -> str | None:
+    """Take parts of a network out of training, such as `backbone`; return a line that says how much.
+
+    Their parameters get no gradient, and they stay in evaluation mode: norms keep their statistics.
+
+    Raises:
+        UserError: if the network has no part of a name.
+    """
+    chosen: Any = [names] if isinstance(names, str) else names or []
+    if not has_type(chosen, list[str]):
+        raise UserError(f"freeze is a name or a list of names, such as backbone, not {names!r}")
+    parts = dict(net.named_modules())
+    for name in chosen:
+        if name not in parts or not name:
+            raise UserError(f"freeze: the network has no part {name!r}; {suggest(name, [*filter(None, parts)])}")
+        parts[name].requires_grad_(False)
+    # The parts go into evaluation mode.
+    net.train(net.training)
+    total = sum(parameter.numel() for parameter in net.parameters())
+    frozen = sum(parameter.numel() for parameter in net.parameters() if not parameter.requires_grad)
+    return f"Frozen: {', '.join(chosen)}; {frozen:,} of {total:,} parameters" if chosen else None
 
 
 def _compare_classes(own: NetConfig, other: NetConfig) -> str:

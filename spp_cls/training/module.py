@@ -5,7 +5,6 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from spp_cls.cli.collectives import all_gather
 from spp_cls.data.loading.batch import Batch
@@ -13,6 +12,7 @@ from spp_cls.data.transforms.randomness import Purpose, create_generator
 from spp_cls.models.checkpoint import CONFIG_KEY, convert_config_to_dict
 from spp_cls.models.net import SPPNet
 from spp_cls.training.counts import Counts
+from spp_cls.training.losses import CrossEntropy, Loss
 from spp_cls.training.optimization import OptimizerFactory, create_optimizer
 
 _ERRORS_KEY = "validation_errors"
@@ -20,14 +20,24 @@ _COUNTS_KEY = "train_counts"
 
 
 class LitClassifier(pl.LightningModule):
-    """Cross entropy, an optimizer, and counts of correct answers in training and validation.
+    """A loss, an optimizer, and counts of correct answers in training and validation.
 
-    `optimizer` is called with the parameter groups and returns a torch optimizer; None: SGD as in the paper. Which
-    values dropout drops in a step is a function of `seed` and the step. A checkpoint at any step carries the
-    configuration of the network, the validation errors so far and the counts of the epoch so far.
+    `optimizer` is called with the parameter groups and returns a torch optimizer; None: SGD as in the paper; the rates
+    of the backbone are `backbone_lr_scale` times its rates. `loss` is called with logits and targets; None: cross
+    entropy. Which values dropout drops in a step is a function of `seed` and the step.
+
+    A checkpoint at any step carries the configuration of the network, the validation errors so far and the counts of
+    the epoch so far.
     """
 
-    def __init__(self, net: SPPNet, optimizer: OptimizerFactory | None = None, seed: int = 0) -> None:
+    def __init__(
+        self,
+        net: SPPNet,
+        optimizer: OptimizerFactory | None = None,
+        seed: int = 0,
+        loss: Loss | None = None,
+        backbone_lr_scale: float = 1.0,
+    ) -> None:
         super().__init__()
         # Convolutions on the CPU and on tensor cores are fastest in this layout, in which the batches come. Lightning
         # trains in the mode that it finds: a network of load_net would have no dropout.
@@ -37,6 +47,8 @@ class LitClassifier(pl.LightningModule):
         self.val_counts = Counts()
         self.validation_errors: list[float] = []
         self._create_optimizer = optimizer
+        self._backbone_lr_scale = backbone_lr_scale
+        self._compute_loss = loss or CrossEntropy()
         self._restored_counts: list[dict[str, Any]] = []
 
     def forward(self, images: Tensor) -> Tensor:
@@ -45,7 +57,7 @@ class LitClassifier(pl.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer over the network's parameter groups."""
-        return create_optimizer(self.net, self._create_optimizer)
+        return create_optimizer(self.net, self._create_optimizer, self._backbone_lr_scale)
 
     def on_train_start(self) -> None:
         """Go on with the counts of the epoch that a checkpoint was saved in."""
@@ -66,9 +78,9 @@ class LitClassifier(pl.LightningModule):
         torch.manual_seed(int(random.integers(2**63)))
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the mean cross entropy of a batch."""
+        """Return the mean loss of a batch; of mixed images, the errors count against the label of the larger share."""
         logits = self.net(batch.images)
-        loss = F.cross_entropy(logits, batch.labels)
+        loss = self._compute_loss(logits, batch.labels if batch.targets is None else batch.targets)
         self.train_counts.update(logits, batch.labels, loss)
         return loss
 

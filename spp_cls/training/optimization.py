@@ -1,14 +1,17 @@
 """Parameter groups, and the optimizer made from them: the paper's, or any that takes parameter groups."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from torch.nn import Parameter
 from torch.optim import SGD, Optimizer
 
 from spp_cls.cli.errors import UserError
+from spp_cls.cli.schema import check_fields, key
 from spp_cls.cli.targets import bind_target, call_bound
 from spp_cls.models.net import SPPNet
 
@@ -19,38 +22,66 @@ OptimizerFactory = Callable[[ParameterGroups], Optimizer]
 PAPER_SGD: OptimizerFactory = partial(SGD, lr=0.01, momentum=0.9, weight_decay=5e-4, fused=True)
 
 
-def group_parameters(net: SPPNet) -> ParameterGroups:
-    """Return two groups: weights, which decay, and biases and norms, which do not.
+@dataclass(frozen=True)
+class _GroupKeys:
+    """The key of an optimizer's node that is not a parameter of its class."""
+
+    backbone_lr_scale: float = key(1.0, above=0)
+
+
+def group_parameters(net: SPPNet, backbone_lr_scale: float = 1.0) -> ParameterGroups:
+    """Return two groups of what is trained: weights, which decay, and biases and norms, which do not.
 
     The weights have the optimizer's weight decay, the others none. `lr_scale` is a factor of the learning rate, by
-    timm's convention: biases of the paper's networks learn at twice the rate, as AlexNet's.
+    timm's convention: biases of the paper's networks learn at twice the rate, as AlexNet's. A `backbone_lr_scale`
+    other than 1 gives four groups: the head's, then those of the backbone.
+
+    Raises:
+        UserError: if all parameters are frozen.
     """
-    weights = [parameter for parameter in net.parameters() if parameter.ndim > 1]
-    others = [parameter for parameter in net.parameters() if parameter.ndim <= 1]
-    return [
-        {"params": weights, "lr_scale": 1.0},
-        {"params": others, "lr_scale": net.backbone.bias_lr_scale, "weight_decay": 0.0},
+    if not any(parameter.requires_grad for parameter in net.parameters()):
+        raise UserError("freeze leaves nothing to train; name fewer parts of the network")
+    if backbone_lr_scale == 1:
+        return _group(net.parameters(), 1.0, net)
+    in_backbone = {id(parameter) for parameter in net.backbone.parameters()}
+    head = [parameter for parameter in net.parameters() if id(parameter) not in in_backbone]
+    return _group(head, 1.0, net) + _group(net.backbone.parameters(), backbone_lr_scale, net)
+
+
+def _group(parameters: Iterable[Parameter], scale: float, net: SPPNet) -> ParameterGroups:
+    trained = [parameter for parameter in parameters if parameter.requires_grad]
+    weights = [parameter for parameter in trained if parameter.ndim > 1]
+    others = [parameter for parameter in trained if parameter.ndim <= 1]
+    groups: ParameterGroups = [
+        {"params": weights, "lr_scale": scale},
+        {"params": others, "lr_scale": scale * net.backbone.bias_lr_scale, "weight_decay": 0.0},
     ]
+    return [group for group in groups if group["params"]]
 
 
 def create_factory(node: Mapping[str, Any]) -> OptimizerFactory:
     """Return what makes the optimizer of a configuration node: the class or function that its `_target_` names.
 
+    The key `backbone_lr_scale` is left to group_parameters.
+
     Raises:
         UserError: if there is no such class or function, it refuses its keys, or does not return an optimizer.
     """
-    factory = bind_target(node, "optimizer")
-    _call_factory(factory, [{"params": [torch.nn.Parameter(torch.zeros(1, 1))], "lr_scale": 1.0}])
+    own = {each.name for each in fields(_GroupKeys)}
+    check_fields(_GroupKeys(**{name: value for name, value in node.items() if name in own}), "optimizer.")
+    factory = bind_target({name: value for name, value in node.items() if name not in own}, "optimizer")
+    _call_factory(factory, [{"params": [Parameter(torch.zeros(1, 1))], "lr_scale": 1.0}])
     return factory
 
 
-def create_optimizer(net: SPPNet, factory: OptimizerFactory | None = None) -> Optimizer:
+def create_optimizer(net: SPPNet, factory: OptimizerFactory | None = None, backbone_lr_scale: float = 1.0) -> Optimizer:
     """Return the optimizer of a network, by `factory` or as in the paper, at the rates of its first step.
 
     Raises:
-        UserError: if the factory refuses its arguments, or does not return an optimizer with a learning rate.
+        UserError: if the factory refuses its arguments, or does not return an optimizer with a learning rate; or if
+            all parameters are frozen.
     """
-    optimizer = _call_factory(factory or PAPER_SGD, group_parameters(net))
+    optimizer = _call_factory(factory or PAPER_SGD, group_parameters(net, backbone_lr_scale))
     scale_rates(optimizer)
     return optimizer
 

@@ -27,7 +27,10 @@ _TRAINING_KEYS = (
     "trainer.accumulate_grad_batches", "trainer.limit_train_batches",
 )  # fmt: skip
 # Keys that configurations of earlier versions do not have, and what these versions did.
-_LATER_KEYS = {"shape": "crop"}
+_LATER_KEYS = {
+    "shape": "crop", "optimizer.backbone_lr_scale": 1.0, "schedule.warmup": 0.0, "schedule.warmup_factor": 0.0,
+    "loss._target_": "spp_cls.training.losses.CrossEntropy", "loss.label_smoothing": 0.0,
+}  # fmt: skip
 _TRAINING_GROUPS = ("augmentation", "optimizer", "schedule", "loss")
 
 
@@ -143,7 +146,7 @@ def _should_overwrite(cfg: DictConfig) -> bool:
 
 def _training_keys(cfg: DictConfig | ListConfig) -> dict[str, Any]:
     """Return the keys that training depends on, with those of the groups that are set."""
-    values = {key: OmegaConf.select(cfg, key, default=_LATER_KEYS.get(key)) for key in _TRAINING_KEYS}
+    values = _LATER_KEYS | {key: value for key in _TRAINING_KEYS if (value := OmegaConf.select(cfg, key)) is not None}
     for group in _TRAINING_GROUPS:
         values |= {f"{group}.{key}": value for key, value in (OmegaConf.select(cfg, group) or {}).items()}
     return values

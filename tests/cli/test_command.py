@@ -5,6 +5,7 @@ import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,12 +13,13 @@ from spp_cls.cli.command import compose_checked, read_keys
 from spp_cls.cli.errors import UserError, format_error
 from spp_cls.cli.keys import TrainKeys
 from spp_cls.cli.sweep import set_run_folders
-from spp_cls.cli.targets import bind_target, call_target
+from spp_cls.cli.targets import call_target
 from spp_cls.data import ImageNetDataModule
 from spp_cls.data.transforms.sizes import list_sizes
 from spp_cls.models.net import NetConfig
 from spp_cls.models.specs import SPECS
-from spp_cls.training.optimization import PAPER_SGD
+from spp_cls.training.losses import CrossEntropy
+from spp_cls.training.optimization import PAPER_SGD, create_factory
 from spp_cls.training.schedules import Plateau
 from tests.conftest import REPOSITORY
 
@@ -105,7 +107,8 @@ def test_defaults_of_conf_are_those_of_python() -> None:
         assert key in ("kind", "root") or value == parameters[key].default, key
     assert call_target(keys.augmentation, "augmentation") == parameters["augmentation"].default
     assert call_target(keys.schedule, "schedule") == Plateau()
-    optimizer = bind_target(keys.optimizer, "optimizer")
+    assert call_target(keys.loss, "loss") == CrossEntropy()
+    optimizer: Any = create_factory(keys.optimizer)
     assert (optimizer.func, optimizer.keywords) == (PAPER_SGD.func, PAPER_SGD.keywords)
 
 
@@ -143,7 +146,7 @@ def test_errors_are_one_line(overrides: list[str], message: str) -> None:
 
 def test_keys_of_the_open_groups_need_no_plus() -> None:
     keys = keys_of("optimizer=custom", "optimizer._target_=a.B", "optimizer.beta=3", "optimizer.nested={c: [1, 2]}")
-    assert keys.optimizer == {"_target_": "a.B", "beta": 3, "nested": {"c": [1, 2]}}
+    assert keys.optimizer == {"_target_": "a.B", "backbone_lr_scale": 1.0, "beta": 3, "nested": {"c": [1, 2]}}
     assert set(keys_of("logger=[tensorboard,csv]").logger) == {"tensorboard", "csv"}
     assert keys_of("logger=[]").logger == {}
 

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from spp_cls.data.loading.dataset import TrainingCrops
@@ -11,6 +12,7 @@ from spp_cls.data.loading.sampler import TrainingSampler
 from spp_cls.data.show import main
 from spp_cls.data.sources import open_source
 from spp_cls.data.transforms.augmentation import PaperAugmentation
+from spp_cls.data.transforms.standard import MixAugmentation
 
 
 def test_sheet(image_folder: Path, tmp_path: Path) -> None:
@@ -43,6 +45,20 @@ def test_own_augmentation(image_folder: Path, tmp_path: Path) -> None:
     random = np.random.default_rng([0, 0, index, 8])
     left, top = (int(random.integers(size - 64 + 1)) for size in (pixels.shape[1], pixels.shape[0]))
     assert np.array_equal(sheet[14:78], pixels[top : top + 64, left : left + 64] // 2)
+
+
+def test_images_are_mixed_as_in_the_first_step(image_folder: Path, tmp_path: Path) -> None:
+    options = ["data=imagefolder", f"data.root={image_folder}", f"out={tmp_path / 'sheet.png'}", "images=2", "crop=64"]
+    sheets = []
+    for name in ("strong", "mix"):
+        main([*options, f"augmentation={name}"])
+        sheets.append(np.asarray(Image.open(tmp_path / "sheet.png"))[14:78].astype(np.float32))
+    strong, mixed = sheets
+    own, partner = torch.from_numpy(strong).permute(2, 0, 1)[None].split(64, dim=-1)
+    random = np.random.default_rng([0, 0, 0, 9])
+    expected, share = MixAugmentation().mix_pairs(own, partner, random)
+    assert 0 < share < 1
+    assert np.array_equal(mixed[:, :64], expected[0].permute(1, 2, 0).round().numpy())
 
 
 @pytest.mark.parametrize(

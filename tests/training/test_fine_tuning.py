@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from spp_cls import UserError, build_net, load_net
-from spp_cls.training.fine_tuning import init_from
+from spp_cls.training.fine_tuning import freeze, init_from
+from spp_cls.training.optimization import create_optimizer
 from tests.conftest import Command, error_of, write_checkpoint, write_image
+from tests.training.test_optimization import other_net
 
 LAYERS = [f"backbone.conv{i}" for i in range(1, 6)] + ["head.hidden1", "head.hidden2", "head.classifier"]
 TINY = {"name": "zf5_tiny", "std": (57.6, 57.6, 57.6)}
@@ -131,3 +133,64 @@ def test_a_start_that_is_not_there(image_folder: Path, command: Command, tmp_pat
     line = error_of(command("train.py", *SMALL, "init_from=nowhere.ckpt"))
     assert line == "error: there is no checkpoint nowhere.ckpt; give the path of a .ckpt file"
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_frozen_part_has_no_gradient_no_state_and_keeps_its_statistics() -> None:
+    net = other_net()
+    assert freeze(net, None) is None
+    assert freeze(net, "backbone") == "Frozen: backbone; 312 of 375 parameters"
+    before = {key: value.clone() for key, value in net.state_dict().items()}
+    optimizer = create_optimizer(net, None, backbone_lr_scale=0.5)
+    for _ in range(2):
+        # As training does around each validation.
+        net.eval()
+        net.train()
+        optimizer.zero_grad()
+        net(torch.randn(4, 3, 32, 32)).square().mean().backward()
+        optimizer.step()
+    moved = {key for key, value in net.state_dict().items() if not torch.equal(value, before[key])}
+    assert moved == {"head.classifier.weight", "head.classifier.bias"}
+    assert all(parameter.grad is None for parameter in net.backbone.parameters())
+    assert len(optimizer.state) == 2
+    assert (net.training, net.head.training, net.backbone.training) == (True, True, False)
+    assert not net.backbone.get_submodule("norm").training
+
+
+def test_parts_of_the_backbone_are_frozen_by_name() -> None:
+    net = build_net(**TINY, num_classes=3)
+    freeze(net, ["backbone.conv1", "backbone.conv2", "head.hidden1"])
+    frozen = {name.rpartition(".")[0] for name, parameter in net.named_parameters() if not parameter.requires_grad}
+    assert frozen == {"backbone.conv1", "backbone.conv2", "head.hidden1"}
+    assert net.backbone.training
+    assert net.head.get_submodule("drop1").training
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("freeze=[backbone,head]", "error: freeze leaves nothing to train; name fewer parts of the network"),
+        ("freeze=bakbone", "error: freeze: the network has no part 'bakbone'; did you mean backbone?"),
+        ("freeze=3", "error: freeze is a name or a list of names, such as backbone, not 3"),
+        ("freeze=''", "error: freeze: the network has no part ''; "),
+    ],
+)
+def test_what_cannot_be_frozen(key: str, message: str, image_folder: Path, tmp_path: Path, command: Command) -> None:
+    assert error_of(command("train.py", *SMALL, key)).startswith(message)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_with_a_frozen_backbone(image_folder: Path, tmp_path: Path, command: Command) -> None:
+    source = write_checkpoint(tmp_path / "source.ckpt", num_classes=5, std=(57.6,) * 3)
+    options = ("init_from=source.ckpt", "freeze=backbone", "optimizer=adamw", "compile=false", "ema_decay=0.5")
+    result = command("train.py", *SMALL, *options)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"Frozen: backbone; [\d,]+ of [\d,]+ parameters", result.stdout)
+    checkpoint = torch.load(tmp_path / "runs/small/last.ckpt")
+    for name, weight in source.state_dict().items():
+        moved = not torch.equal(checkpoint["state_dict"][f"net.{name}"], weight)
+        assert moved == (not name.startswith("backbone")), name
+    # Three layers of weights and biases.
+    assert len(checkpoint["optimizer_states"][0]["state"]) == 6
+    assert "freeze was backbone, is None" in error_of(command("train.py", *SMALL, *options[2:]))
+    result = command("train.py", *SMALL, *options, "trainer.max_epochs=2")
+    assert result.returncode == 0, result.stderr

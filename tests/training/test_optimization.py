@@ -1,20 +1,23 @@
 """Parameter groups, the paper's optimizer, and others in its place."""
 
+import re
 from functools import partial
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import pytorch_lightning as pl
 import torch
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spp_cls
 from spp_cls.cli.errors import UserError
 from spp_cls.training import LitClassifier
-from spp_cls.training.optimization import check_optimizer, create_optimizer, group_parameters
-from tests.conftest import Command, error_of
+from spp_cls.training.optimization import check_optimizer, create_factory, create_optimizer, group_parameters
+from tests.conftest import REPOSITORY, Command, error_of
 
 
 class OtherBackbone(spp_cls.Backbone):
@@ -65,6 +68,75 @@ def test_the_papers_optimizer() -> None:
     weights, biases = optimizer.param_groups
     assert [weights[key] for key in ("lr", "momentum", "weight_decay", "fused")] == [0.01, 0.9, 5e-4, True]
     assert [biases[key] for key in ("lr", "momentum", "weight_decay", "fused")] == [0.02, 0.9, 0, True]
+
+
+def test_the_backbone_learns_at_its_own_rate() -> None:
+    net = other_net()
+    optimizer = create_optimizer(net, partial(torch.optim.SGD, lr=0.1, weight_decay=0.5), 0.25)
+    # The head's groups come first: the rate that is logged is the optimizer's own.
+    assert [group["lr"] for group in optimizer.param_groups] == [0.1, 0.1, 0.025, 0.025]
+    assert sum(len(group["params"]) for group in optimizer.param_groups) == len(list(net.parameters()))
+    before = {name: parameter.detach().clone() for name, parameter in net.named_parameters()}
+    F.cross_entropy(net(torch.randn(4, 3, 64, 64)), torch.tensor([0, 1, 2, 0])).backward()
+    optimizer.step()
+    for name, parameter in net.named_parameters():
+        assert parameter.grad is not None
+        rate, decay = 0.025 if name.startswith("backbone") else 0.1, 0.0 if parameter.ndim == 1 else 0.5
+        torch.testing.assert_close(parameter.detach(), before[name] - rate * (parameter.grad + decay * before[name]))
+    scaled = create_optimizer(spp_cls.build_net("zf5_tiny"), None, 0.1)
+    assert [group["lr"] for group in scaled.param_groups] == pytest.approx([0.01, 0.02, 0.001, 0.002])
+
+
+def node_of(name: str, **more: Any) -> dict[str, Any]:
+    return OmegaConf.to_container(OmegaConf.load(REPOSITORY / f"conf/optimizer/{name}.yaml")) | more  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("name", ["sgd", "adamw", "lamb", "muon"])
+def test_the_first_step_of_each_optimizer(name: str, tmp_path: Path) -> None:
+    net = other_net()
+    optimizer = create_optimizer(net, create_factory(node_of(name, lr=0.01, weight_decay=0.0)))
+    before = {key: parameter.detach().clone() for key, parameter in net.named_parameters()}
+    F.cross_entropy(net(torch.randn(4, 3, 64, 64)), torch.tensor([0, 1, 2, 0])).backward()
+    optimizer.step()
+    for key, parameter in net.named_parameters():
+        step = before[key] - parameter.detach()
+        gradient: Any = parameter.grad
+        # Adam's first step is the sign of the gradient, where that is far above eps.
+        sign = gradient / (gradient.abs() + (1e-6 if name == "lamb" else 1e-8))
+        if name == "sgd":
+            torch.testing.assert_close(step, 0.01 * gradient)
+        elif name == "adamw":
+            torch.testing.assert_close(step, 0.01 * sign, rtol=1e-3, atol=1e-5)
+        elif name == "lamb":
+            # The step is as long as the rate times the weights; of biases and norms, which do not decay, as Adam's.
+            assert torch.cosine_similarity(step.flatten(), sign.flatten(), dim=0) > 0.98
+        elif key == "backbone.conv.weight":
+            values = torch.linalg.svdvals(step.flatten(1))
+            length = 0.01 * 0.2 * max(step.flatten(1).shape) ** 0.5
+            # The five Newton-Schulz iterations leave singular values near 1, in bfloat16.
+            assert (values / length).min() > 0.5
+            assert (values / length).max() < 1.4
+        else:
+            assert torch.equal(step.sign()[gradient.abs() > 1e-6], gradient.sign()[gradient.abs() > 1e-6])
+    torch.save(optimizer.state_dict(), tmp_path / "optimizer")
+    state = torch.load(tmp_path / "optimizer", weights_only=True)
+    assert set(state["state"]) == set(range(len(before))) or name == "sgd"
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        (node_of("adamw", momentum=0.9), "torch.optim.AdamW has no parameter momentum; there are params, lr, betas"),
+        (node_of("lamb", nesterov=True), "timm.optim.Lamb has no parameter nesterov"),
+        (node_of("sgd", backbone_lr_scale=0), "optimizer.backbone_lr_scale is a number above 0, not 0"),
+        (node_of("muon", adjust_lr_fn=3), "optimizer.adjust_lr_fn is text or null, not 3"),
+        (node_of("muon", conv_mode="rows"), "optimizer: Invalid conv_mode: rows"),
+    ],
+)
+def test_keys_that_the_class_does_not_take(node: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=re.escape(message)) as error:
+        create_factory(node)
+    assert "\n" not in str(error.value)
 
 
 class SignSGD(torch.optim.Optimizer):

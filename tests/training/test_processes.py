@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -47,11 +48,21 @@ def train(folder: Path, name: str, processes: int, strike: str = "0:0", line: st
 def images_of_steps(folder: Path, name: str, batch: int = 12) -> list[set[int]]:
     """The images of all processes, step by step."""
     shares = [
-        [json.loads(line) for line in path.read_text().splitlines()] for path in (folder / f"record-{name}").iterdir()
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted((folder / f"record-{name}").glob("*.jsonl"))
     ]
     steps = [[i for share in shares for i in share[step]] for step in range(len(shares[0]))]
     assert all(len(images) == len(set(images)) == batch for images in steps)
     return [set(images) for images in steps]
+
+
+def inputs_of_steps(folder: Path, name: str) -> list[list[str]]:
+    """What the network sees in each step: digests of the images with labels and targets, in the order of the ranks."""
+    shares = [
+        [json.loads(line) for line in path.read_text().splitlines()]
+        for path in sorted((folder / f"record-{name}").glob("*.digests"))
+    ]
+    return [list(chain(*parts)) for parts in zip(*shares, strict=True)]
 
 
 def assert_as_one(folder: Path, name: str) -> None:
@@ -113,6 +124,24 @@ def test_a_signal_to_one_of_two_processes_stops_both_and_the_run_goes_on(one: Pa
     assert result.returncode == 0, result.stderr
     assert images_of_steps(one, "stopped") == images_of_steps(one, "one")
     assert_as_one(one, "stopped")
+
+
+@pytest.mark.parametrize("augmentation", ["strong", "mix"])
+def test_the_images_and_targets_of_two_processes_are_those_of_one(augmentation: str, one: Path) -> None:
+    more = (f"augmentation={augmentation}", "optimizer=adamw")
+    found = []
+    for processes in (1, 2):
+        name = f"{augmentation}{processes}"
+        result = train(one, name, processes, "0:0", PYTHON, *more)
+        assert result.returncode == 0, result.stderr
+        found.append(inputs_of_steps(one, name))
+    assert len(found[0]) == 20
+    assert found[0] == found[1]
+    result = train(one, f"{augmentation}stopped", 2, f"8:{int(signal.SIGTERM)}", PYTHON, *more)
+    assert result.returncode == 128 + signal.SIGTERM, result.stderr
+    result = train(one, f"{augmentation}stopped", 2, "0:0", PYTHON, *more)
+    assert result.returncode == 0, result.stderr
+    assert inputs_of_steps(one, f"{augmentation}stopped") == found[0]
 
 
 def test_from_training_to_prediction(tmp_path: Path) -> None:

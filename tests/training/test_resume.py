@@ -35,7 +35,13 @@ KINDS = {
     for sizes in ("single", "alternate")
     for schedule, keys in SCHEDULES.items()
     for workers in (0, 2)
-}
+} | {
+    f"recipe, {workers} workers": (
+        f"data.num_workers={workers}", "sizes=alternate", "augmentation=mix", "augmentation.mixup_alpha=1.0",
+        "schedule=cosine", "schedule.warmup=1", "optimizer=lamb", "loss.label_smoothing=0.1", "ema_decay=0.9",
+    )
+    for workers in (0, 2)
+}  # fmt: skip
 
 STEP = "spp_cls.training.module:LitClassifier.training_step"
 VALIDATION = "spp_cls.training.module:LitClassifier.validation_step"
@@ -156,6 +162,9 @@ def test_what_an_uninterrupted_run_logs(uninterrupted: Callable[[str], Path]) ->
             [(VALIDATION, 3), (WRITING, 2), (STEP, 5)],
             marks=pytest.mark.slow,
         ),
+        # EMA, mixup and CutMix, RandAugment, cosine with a warm-up, inside it and after it.
+        pytest.param("recipe, 0 workers", [(STEP, 4), (WRITING, 6), (STEP, 3)], marks=pytest.mark.slow),
+        pytest.param("recipe, 2 workers", [(VALIDATION, 1), (STEP, 4), (WRITING, 3)], marks=pytest.mark.slow),
     ],
 )
 def test_killed_runs_end_as_one_that_was_not(

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.utils.data import get_worker_info
 
+from spp_cls.data.transforms.augmentation import Augmentation
 from spp_cls.data.transforms.decode import Pixels
 from spp_cls.models.net import ImageSize, get_shape
 
@@ -33,7 +34,10 @@ class Sample(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """N samples. `images` are N x 3 x H x W: uint8 from the workers, float after finish_on_device."""
+    """N samples. `images` are N x 3 x H x W: uint8 from the workers, float after finish_on_device.
+
+    Where images were mixed, `targets` are N x classes shares, and `labels` those of the larger share.
+    """
 
     images: Tensor
     labels: Tensor
@@ -41,6 +45,7 @@ class Batch(NamedTuple):
     flips: Tensor
     colour_shifts: Tensor
     replaced: list[str]
+    targets: Tensor | None = None
 
 
 def collate(samples: Iterable[Sample], count: int) -> Batch:
@@ -112,3 +117,21 @@ def finish_on_device(batch: Batch, mean: Sequence[float], std: Sequence[float], 
     if images.shape[-2:] != shape:
         images = F.interpolate(images, shape, mode="bilinear", antialias=True)
     return batch._replace(images=images)
+
+
+def mix_batch(batch: Batch, augmentation: Augmentation, random: np.random.Generator, num_classes: int) -> Batch:
+    """Mix a finished batch in pairs of neighbours: images 0 and 1 with each other, 2 and 3 and so on.
+
+    The order of an epoch is random, and so are the pairs. No pair crosses two processes, as their chunks are even.
+    """
+    images, share = augmentation.mix_pairs(batch.images, _swap_neighbours(batch.images), random)
+    if share == 1:
+        return batch
+    other_labels = _swap_neighbours(batch.labels)
+    own, other = (F.one_hot(labels, num_classes).float() for labels in (batch.labels, other_labels))
+    labels = batch.labels if share >= 0.5 else other_labels
+    return batch._replace(images=images, labels=labels, targets=own * share + other * (1 - share))
+
+
+def _swap_neighbours(values: Tensor) -> Tensor:
+    return values.unflatten(0, (-1, 2)).flip(1).flatten(0, 1)

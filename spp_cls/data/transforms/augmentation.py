@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.schema import check_fields, key
@@ -59,6 +60,9 @@ class Augmentation(ABC):
     # Whether it can be used on whole images of any shape (shape=natural), which go to `apply_whole`, not to `apply`.
     takes_whole_images = False
 
+    # Whether `mix_pairs` mixes images, for which the batch of a process must be even.
+    mixes_pairs = False
+
     @abstractmethod
     def of_epoch(self, seed: int, epoch: int, length: int) -> EpochAugmentation:
         """Return the augmentation of an epoch of a data set of `length` images."""
@@ -69,6 +73,14 @@ class Augmentation(ABC):
         A large JPEG is decoded faster to a half, a quarter or an eighth of its size.
         """
         return None
+
+    def mix_pairs(self, images: Tensor, partners: Tensor, random: np.random.Generator) -> tuple[Tensor, float]:
+        """Mix normalised images, N x C x H x W, with their partners on the device; return them and their own share.
+
+        `random` is a function of (seed, epoch, step): the same for all parts of a global batch, whatever the number of
+        processes and of batches whose gradients are accumulated. Called where `mixes_pairs` is true.
+        """
+        return images, 1.0
 
 
 class ImageAugmentation(Augmentation):
