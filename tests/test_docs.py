@@ -13,7 +13,7 @@ import pytest
 
 from tests.conftest import REPOSITORY, Command, Tool, write_checkpoint, write_image
 
-GUIDES = ("README.md", "docs/training.md", "docs/data.md", "docs/testing.md", "docs/networks.md")
+GUIDES = ("README.md", "docs/training.md", "docs/recipes.md", "docs/data.md", "docs/testing.md", "docs/networks.md")
 
 PATHS = {"/data/mine": "images", "/data/packed": "packed"}
 SMALL = (

@@ -47,6 +47,16 @@ def halve(every: int = 1):
     return lambda progress: 0.5 ** (int(progress.epoch) // every)
 
 
+def focal(power: float = 2.0):
+    """Cross entropy that hardly counts images that are right already."""
+
+    def compute(logits, targets):
+        losses = nn.functional.cross_entropy(logits, targets, reduction="none")
+        return ((1 - (-losses).exp()) ** power * losses).mean()
+
+    return compute
+
+
 def black_squares(side: int = 3):
     """A black square in the corner of the centre crop."""
 
@@ -132,6 +142,18 @@ def test_a_schedule(tmp_path: Path, command: Command) -> None:
     assert rates == pytest.approx([0.001, 0.001, 0.0005, 0.0005, 0.00025])
 
 
+def test_a_loss(tmp_path: Path, command: Command) -> None:
+    losses = []
+    for power in (0, 4):
+        options = ("loss=custom", "loss._target_=my_parts.focal", f"loss.power={power}", "trainer.max_epochs=1")
+        result = command("train.py", *TINY, *options, "logger=csv", "optimizer.lr=1e-9", "overwrite=true")
+        assert result.returncode == 0, result.stderr
+        losses.append(float(metrics_of(tmp_path)[0]["train/loss"]))
+    # Three classes, nothing learned: the logarithm of 3, and two thirds to the fourth power of it.
+    assert losses == pytest.approx([np.log(3), (2 / 3) ** 4 * np.log(3)], rel=0.5)
+    assert losses[1] < losses[0] / 2
+
+
 def test_an_augmentation(tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     from spp_cls.data import ImageNetDataModule
 
@@ -197,7 +219,10 @@ def test_a_backbone_through_every_protocol(tmp_path: Path, command: Command, too
         (["optimizer.momentum=fast"], "optimizer.momentum is"),
         (["schedule=plateau", "schedule.epochs=[3]"], "has no parameter epochs"),
         (["schedule=milestones", "schedule.epochs=[9,3]"], "schedule.epochs is a list in ascending order"),
+        (["loss.label_smoothing=1"], "loss.label_smoothing is a number from 0 below 1, not 1"),
         (["augmentation.pca_std=-1"], "pca_std"),
+        (["augmentation=mix", "data.batch_size=9"], "odd number; set data.batch_size to a multiple of 2"),
+        (["optimizer=adamw", "optimizer.momentum=0.9"], "torch.optim.AdamW has no parameter momentum"),
         (["logger.tensorboard.foldr=x"], "did you mean folder?"),
         (["plugins=[no_parts]"], "plugins: no_parts cannot be imported"),
         (["model.name=your_net"], "there is no network 'your_net'"),

@@ -41,9 +41,9 @@ class ImageNetDataModule(pl.LightningDataModule):
     `kind` and `root` are as in open_source. `batch_size` is the global batch, divided by the number of processes.
     `num_workers` is as in count_workers; `timeout` limits the seconds for reading a batch (0: no limit). With `cache`
     device, all training images are kept decoded on the device. `sizes` is as in choose_size, `shape` one of
-    transforms.shapes.KINDS. `augmentation` may also be a function, as ImageAugmentation.augment. Pixels of 0..255
-    become (pixels - mean) / std. Batches are float N x 3 x height x width: square crops, or whole images of one aspect;
-    in validation N x 3 x crop x crop, each image once.
+    transforms.shapes.KINDS. `augmentation` may also be a function, as ImageAugmentation.augment; one that mixes
+    pairs of images needs even chunks. Pixels of 0..255 become (pixels - mean) / std. Batches are float N x 3 x height x
+    width: square crops, or whole images of one aspect; in validation N x 3 x crop x crop, each image once.
 
     Raises:
         UserError: if the data set is not laid out as its kind says, or too small for a batch, or an argument is wrong.

@@ -10,15 +10,16 @@ from spp_cls.training.acceleration import Compilation
 from spp_cls.training.checkpointing import AtomicCheckpoints, Checkpointing
 from spp_cls.training.loggers import create_loggers
 from spp_cls.training.logging import EpochMetrics, FilterPictures, StepLoss
+from spp_cls.training.losses import BinaryCrossEntropy, CrossEntropy
 from spp_cls.training.module import LitClassifier
 from spp_cls.training.progress import ProgressBar
 from spp_cls.training.run_folder import RunFolder
 from spp_cls.training.schedules import Cosine, LearningRate, Linear, Milestones, Plateau, Progress, Schedule
 
 __all__ = [
-    "AtomicCheckpoints", "Checkpointing", "Compilation", "Cosine", "EpochMetrics", "FilterPictures", "LearningRate",
-    "Linear", "LitClassifier", "Milestones", "Plateau", "Progress", "ProgressBar", "RunFolder", "Schedule", "StepLoss",
-    "create_callbacks", "create_loggers",
+    "AtomicCheckpoints", "BinaryCrossEntropy", "Checkpointing", "Compilation", "Cosine", "CrossEntropy", "EpochMetrics",
+    "FilterPictures", "LearningRate", "Linear", "LitClassifier", "Milestones", "Plateau", "Progress", "ProgressBar",
+    "RunFolder", "Schedule", "StepLoss", "create_callbacks", "create_loggers",
 ]  # fmt: skip
 
 

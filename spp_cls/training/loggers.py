@@ -59,8 +59,9 @@ def create_wandb_logger(
     _check_installed("wandb")
 
     def open_run() -> Logger:
-        made = sorted(Path(folder).glob(f"{WANDB_FOLDER}/*run-*-*"), key=lambda path: path.stat().st_mtime)
-        run_id = made[-1].name.rpartition("-")[2] if made and resume_step else None
+        # Named by date and time, as in offline-run-20260131_235959-a1b2c3d4.
+        names = sorted(path.name.removeprefix("offline-") for path in Path(folder, WANDB_FOLDER).glob("*run-*-*"))
+        run_id = names[-1].split("-", 2)[2] if names and resume_step else None
         return WandbLogger(name, folder, run_id, offline=mode == "offline", project=project)
 
     return ServiceLogger(open_run)
