@@ -13,7 +13,7 @@ from spp_cls.cli.keys import EvalKeys
 from spp_cls.cli.targets import import_plugins
 from spp_cls.cli.terminal import format_table
 from spp_cls.data.loading.workers import count_workers
-from spp_cls.data.sources import open_source
+from spp_cls.data.sources import identify_source, open_source
 from spp_cls.evaluation.predictions import write_csv
 from spp_cls.evaluation.report import choose_protocols, evaluate_checkpoint, find_checkpoints
 from spp_cls.evaluation.rows import Row, append_csv, read_csv
@@ -29,9 +29,10 @@ def test(keys: EvalKeys, cfg: DictConfig) -> None:
     if keys.predictions and len(paths) > 1:
         raise UserError(f"predictions are for one checkpoint, and {keys.ckpt} has {len(paths)}; name one")
     written = read_csv(keys.out) if keys.out else []
-    done = {(row["checkpoint_sha256"], row["protocol"], row["data"]) for row in written if Path(keys.ckpt).is_dir()}
+    identity = ("checkpoint_sha256", "protocol", "data_digest", "precision")
+    done = {tuple(row[column] for column in identity) for row in written if Path(keys.ckpt).is_dir()}
     source = open_source(keys.data.kind, keys.data.root, "val")
-    data = Path(keys.data.root).absolute().name if keys.data.kind == "imagefolder" else keys.data.kind
+    data = identify_source(keys.data.kind, keys.data.root, source)
     with command.convert_lightning_errors("trainer"):
         fabric = Fabric(**asdict(keys.trainer))
     fabric.launch()
@@ -43,7 +44,7 @@ def test(keys: EvalKeys, cfg: DictConfig) -> None:
     for path in paths:
         new, predictions = evaluate_checkpoint(
             path, protocols, source, data, fabric, precision=keys.trainer.precision, max_pixels=keys.max_pixels,
-            num_workers=workers, done=done,
+            num_workers=workers, timeout=keys.data.timeout, done=done,
         )  # fmt: skip
         rows += new
         if fabric.is_global_zero:

@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from spp_cls.cli.arguments import parse_arguments
-from spp_cls.cli.errors import UserError, end_in_one_line, format_error
+from spp_cls.cli.arguments import parse_arguments, run_tool
+from spp_cls.cli.errors import UserError, format_error
 from spp_cls.cli.schema import key
 from spp_cls.cli.targets import import_plugins
 from spp_cls.cli.terminal import format_table
@@ -175,4 +175,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    end_in_one_line(lambda: main(sys.argv[1:]))
+    run_tool(main, sys.argv[1:])

@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from spp_cls import SPPNet, build_net
-from spp_cls.cli.errors import end_in_one_line
+from spp_cls.cli.arguments import run_tool
 from spp_cls.data.loading.batch import normalize
 from spp_cls.export.formats import export_net
 
@@ -108,7 +108,7 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
         capfd.readouterr()
         status = 0
         try:
-            end_in_one_line(lambda: main(list(arguments)))
+            run_tool(main, list(arguments))
         except SystemExit as leave:
             status = int(leave.code or 0)
         printed = capfd.readouterr()
@@ -172,3 +172,11 @@ def error_of(result: subprocess.CompletedProcess[str]) -> str:
     assert len(lines) == 1, result.stderr
     assert lines[0].startswith("error: ")
     return lines[0]
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """Print what tests of many cases counted."""
+    for report in terminalreporter.getreports("passed"):
+        for name, value in report.user_properties:
+            if name == "counts" and report.when == "teardown":
+                terminalreporter.write_line(f"{report.nodeid}: {value}")

@@ -155,7 +155,7 @@ def stranger_in_val(root: Path) -> None:
         (None, ["data.batch_size=64"], "24 training images do not fill a batch of 64"),
         (None, ["sizes=[64,16]"], "the smallest side it takes is 23"),
         (None, ["model.pooling=none"], "takes images of 64 x 64 pixels, not 51 x 51"),
-        (None, ["sizes=180"], "sizes lists whole numbers of pixels, such as [224,180], not 180"),
+        (None, ["sizes=180"], "sizes lists whole numbers of pixels, such as [224,180], up to 10000, not 180"),
         (None, ["sizes=null"], "sizes lists whole numbers of pixels"),
         (None, ["sizes=[64,6.5]"], "sizes lists whole numbers of pixels"),
         (None, ["seed=-1"], "seed is a whole number from 0 to 4294967295, not -1"),

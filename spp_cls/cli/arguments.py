@@ -1,7 +1,7 @@
 """The arguments of the small commands: names of files, and key=value of a typed schema."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
 from types import UnionType
@@ -11,11 +11,31 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from spp_cls.cli.errors import UserError, suggest
-from spp_cls.cli.schema import check_fields, describe_field, get_key, walk_fields
+from spp_cls.cli.errors import UserError, end_in_one_line, shows_tracebacks, suggest, tracebacks
+from spp_cls.cli.schema import check_fields, describe_field, describe_type, get_key, walk_fields
 from spp_cls.cli.terminal import format_table
 
 Options = TypeVar("Options")
+
+# The key of every command, which run_tool takes out of the arguments.
+_DEBUG = "debug"
+
+
+def run_tool(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) -> None:
+    """Run a command with its arguments, any error in one line; debug=true shows an unexpected one with its traceback.
+
+    It exits with status 1, or 2 if the error is unexpected.
+    """
+    given = [argument for argument in arguments if argument.startswith(f"{_DEBUG}=")]
+    rest = [argument for argument in arguments if argument not in given]
+
+    def check_and_run() -> None:
+        if not set(given) <= {f"{_DEBUG}=true", f"{_DEBUG}=false"}:
+            raise UserError(f"{_DEBUG} is true or false, not {given[-1].partition('=')[2]!r}")
+        main(rest)
+
+    with tracebacks(given[-1] == f"{_DEBUG}=true" if given else shows_tracebacks()):
+        end_in_one_line(check_and_run)
 
 
 def parse_arguments(
@@ -102,6 +122,7 @@ def _help(schema: Any, usage: str, example: str) -> str:
         )
         for name, each, hint in walk_fields(schema)
     ]
+    rows.append((_DEBUG, "false", "show an unexpected error with its traceback", describe_type(bool)))
     return f"{usage}\n\n{format_table(('key', 'default', 'meaning', 'value'), rows)}\n\nExample: {example}"
 
 

@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from spp_cls.cli.errors import UserError, end_in_one_line, suggest
+from spp_cls.cli.errors import UserError, end_in_one_line, shows_tracebacks, suggest, tracebacks
 from spp_cls.cli.keys import OPEN_GROUPS, SCHEMAS, register_schemas
 from spp_cls.cli.schema import check_fields, describe_field, walk_fields
 from spp_cls.cli.sweep import check_sweep, list_runs, record_run, set_run_folders
@@ -42,8 +42,11 @@ def run(
     `task` would find it only when its turn comes.
     With --multirun `task` is called once a run, each with its own run folder, and what it returns is collected.
 
-    A UserError, a full disk and every error in the configuration end in one line on stderr and exit status 1.
+    Every error ends in one line on stderr and exit status 1, or 2 if it is unexpected; with debug=true an unexpected
+    error is shown with its traceback.
     """
+    arguments = sys.argv[1:] = open_groups(sys.argv[1:])
+    shown = shows_tracebacks() or "debug=true" in arguments
 
     def run_task(cfg: DictConfig) -> Any:
         # Here, as a launcher may call this in another process.
@@ -53,18 +56,28 @@ def run(
             return task(read_keys(cfg), cfg)
 
         hydra_cfg = HydraConfig.get()
-        if hydra_cfg.mode == RunMode.MULTIRUN and "results" in hydra_cfg.callbacks:
-            return record_run(read_and_run, cfg.run_folder)
-        return end_in_one_line(read_and_run)
+        folder = cfg.get("run_folder")
+        with tracebacks(shown or cfg.debug):
+            if hydra_cfg.mode == RunMode.MULTIRUN and "results" in hydra_cfg.callbacks:
+                return record_run(read_and_run, folder)
+            return end_in_one_line(read_and_run, Path(folder) if folder else None)
 
-    arguments = sys.argv[1:] = open_groups(sys.argv[1:])
-    if "--multirun" in arguments or "-m" in arguments:
-        folders = end_in_one_line(lambda: _check_runs(config_dir, config_name, arguments, check))
-        sys.argv[1:] = set_run_folders(config_dir, arguments, folders)
-    elif not any(argument.startswith("-") for argument in arguments):
-        # Hydra itself reports errors on several lines.
-        end_in_one_line(lambda: compose_checked(config_dir, config_name, arguments))
-    hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(run_task)()
+    def check_and_run() -> None:
+        if "--multirun" in arguments or "-m" in arguments:
+            folders = _check_runs(config_dir, config_name, arguments, check)
+            sys.argv[1:] = set_run_folders(config_dir, arguments, folders)
+        elif not any(argument.startswith("-") for argument in arguments):
+            # Hydra goes on with what it finds wrong only later.
+            compose_checked(config_dir, config_name, arguments)
+        try:
+            # Hydra hands its own errors on instead of printing them on several lines.
+            with tracebacks(True):
+                hydra.main(version_base="1.3", config_path=str(config_dir), config_name=config_name)(run_task)()
+        except (HydraException, OmegaConfBaseException, YAMLError) as error:
+            raise UserError(_describe_error(error, SCHEMAS[config_name])) from error
+
+    with tracebacks(shown):
+        end_in_one_line(check_and_run)
 
 
 def open_groups(arguments: Sequence[str]) -> list[str]:
@@ -81,9 +94,11 @@ def compose_checked(config_dir: Path, config_name: str, overrides: Sequence[str]
     try:
         with initialize_config_dir(str(config_dir), version_base="1.3"):
             cfg = compose(config_name, open_groups(overrides), return_hydra_config=True)
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        # ValueError: Hydra's for a group that is set to no name.
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise UserError(_describe_error(error, SCHEMAS[config_name])) from error
+    except (ValueError, TypeError, AssertionError) as error:
+        # Of Hydra for a group that is set to no name, of OmegaConf for a key inside a list.
+        raise UserError(f"{' '.join(overrides)} cannot be set: {_join_lines(str(error))}") from error
     read_keys(cfg)
     return cfg
 
@@ -116,6 +131,8 @@ def _refuse_unknown(values: Any, schema: Any, prefix: str = "") -> None:
         if name not in hints:
             raise UserError(_describe_unknown(f"{prefix}{name}", schema, prefix))
         if is_dataclass(hints[name]):
+            if not isinstance(value, dict):
+                raise UserError(f"{prefix}{name} is a group of keys, such as {prefix}{name}.KEY=VALUE, not {value!r}")
             _refuse_unknown(value, hints[name], f"{prefix}{name}.")
 
 

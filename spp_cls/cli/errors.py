@@ -1,19 +1,33 @@
-"""Errors of the user, and how a command ends with one: one line on stderr, status 1."""
+"""How a command ends: with one line on stderr and status 1 for errors of the user, status 2 for all others."""
 
 import errno
+import os
+import platform
 import re
+import shlex
 import sys
-from collections.abc import Callable, Iterable
+import tempfile
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from difflib import get_close_matches
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import TypeVar
 
 Returned = TypeVar("Returned")
 
 # Failures of the machine, not of the program.
-_DISK_ERRORS = {
-    errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR,
-    errno.EEXIST, errno.EIO,
+_FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_DISK_ERRORS = _FULL_DISK | {
+    errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EIO, errno.ENAMETOOLONG,
 }  # fmt: skip
+
+# Hydra's variable for whole tracebacks. Processes that a command starts inherit it.
+_FULL_ERROR = "HYDRA_FULL_ERROR"
+
+# What torch says on a CPU and on a GPU.
+_OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 
 
 class UserError(ValueError):
@@ -24,34 +38,101 @@ class UserError(ValueError):
 
 
 class FailedError(Exception):
-    """The reason why a command cannot go on, in one line."""
+    """The reason why a command cannot go on, in one line, and the status that it exits with."""
+
+    def __init__(self, reason: str, status: int = 1) -> None:
+        super().__init__(reason)
+        self.status = status
 
 
-def end_in_one_line(action: Callable[[], Returned]) -> Returned:
-    """Run a command; print a user error or a failure of the disk on one line, and exit with status 1."""
+def end_in_one_line(action: Callable[[], Returned], log_folder: Path | None = None) -> Returned:
+    """Run a command; print any error on one line, and exit with status 1, or 2 if it is unexpected.
+
+    The traceback of an unexpected error goes into a file in `log_folder`, if there is that folder, or else in the
+    temporary folder. With debug=true, or HYDRA_FULL_ERROR=1 in the environment, the error is raised.
+    """
     try:
-        return catch_user_errors(action)
+        return catch_errors(action, log_folder)
     except FailedError as failure:
         print(f"error: {failure}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(failure.status)
 
 
-def catch_user_errors(action: Callable[[], Returned]) -> Returned:
+def catch_errors(action: Callable[[], Returned], log_folder: Path | None = None) -> Returned:
     """Run a command.
 
     Raises:
-        FailedError: if it ends in a user error or a failure of the disk.
+        FailedError: if it ends in an error; but with debug=true an unexpected error itself.
     """
     try:
         return action()
     except UserError as error:
         raise FailedError(format_error(error)) from error
-    except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+            # For a move, filename2 is the destination.
+            path = error.filename2 or error.filename or "a file"
+            full = error.errno in _FULL_DISK
+            verb, advice = ("write", "free some space or choose another folder") if full else ("use", "choose another")
+            raise FailedError(f"cannot {verb} {path}: {error.strerror}; {advice}") from error
+        if shows_tracebacks():
             raise
-        # For a move, filename2 is the destination.
-        path = error.filename2 or error.filename or "a file"
-        raise FailedError(f"cannot write {path}: {error.strerror}; free some space or choose another folder") from error
+        if isinstance(error, MemoryError) or any(words in str(error) for words in _OUT_OF_MEMORY):
+            reason = (
+                f"memory ran out ({_summarise(error)}); train with a smaller data.batch_size or more "
+                "trainer.accumulate_grad_batches, test with a smaller max_pixels"
+            )
+            raise FailedError(reason) from error
+        raise FailedError(f"unexpected error: {_summarise(error)}; {_log(error, log_folder)}", status=2) from error
+
+
+def shows_tracebacks() -> bool:
+    """Return whether unexpected errors end in a traceback: with debug=true or HYDRA_FULL_ERROR=1."""
+    return os.environ.get(_FULL_ERROR) == "1"
+
+
+@contextmanager
+def tracebacks(shown: bool) -> Iterator[None]:
+    """Show or hide the tracebacks of unexpected errors, here and in processes that are started meanwhile."""
+    before = os.environ.get(_FULL_ERROR)
+    os.environ[_FULL_ERROR] = str(int(shown))
+    try:
+        yield
+    finally:
+        del os.environ[_FULL_ERROR]
+        if before is not None:
+            os.environ[_FULL_ERROR] = before
+
+
+def _summarise(error: Exception) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    # An error of a worker process begins with the worker's traceback.
+    line = lines[-1] if lines[0].startswith("Caught ") else f"{type(error).__name__}: {lines[0]}".removesuffix(": ")
+    return line if len(line) <= 200 else f"{line[:197]}..."
+
+
+def _log(error: Exception, folder: Path | None) -> str:
+    """Write the traceback of an error into a file of its own; say where it is."""
+    text = f"{shlex.join(sys.argv)}\n{_describe_versions()}\n\n{''.join(traceback.format_exception(error))}"
+    # A file that cannot be written is no reason for another traceback.
+    for place in (folder, Path(tempfile.gettempdir())):
+        if place and place.is_dir():
+            try:
+                handle, name = tempfile.mkstemp(dir=place, prefix="error-", suffix=".log")
+                with open(handle, "w", errors="backslashreplace") as file:
+                    file.write(text)
+            except OSError:
+                continue
+            return f"the details are in {name}"
+    return "debug=true shows the details"
+
+
+def _describe_versions() -> str:
+    names = ("spp_cls", "torch", "pytorch-lightning", "hydra-core")
+    try:
+        return ", ".join([f"Python {platform.python_version()}", *(f"{name} {version(name)}" for name in names)])
+    except PackageNotFoundError:
+        return f"Python {platform.python_version()}"
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -1,10 +1,12 @@
-"""Files that are there whole or not at all."""
+"""Files that are there whole or not at all, and files that one process at a time may change."""
 
+import fcntl
 import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO, Any
 
 
 @contextmanager
@@ -33,6 +35,19 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     finally:
         if unfinished:
             unfinished.unlink(missing_ok=True)
+
+
+def lock_file(file: IO[Any], wait: bool = False) -> None:
+    """Lock a file that is open for writing, until this process closes it or ends.
+
+    The lock is the process's own (POSIX): workers that it forks do not hold it, and so it is free at once when the
+    process is killed. It is lost when the process closes any other descriptor of the same file.
+
+    Raises:
+        OSError: if another process holds the lock (EACCES or EAGAIN; with `wait` never), or if the file system has no
+            locks.
+    """
+    fcntl.lockf(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
 
 
 def _umask() -> int:

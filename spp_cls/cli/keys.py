@@ -30,14 +30,21 @@ class ModelKeys:
 
 
 @dataclass
-class DataKeys:
+class SourceKeys:
     """A data set and how it is read."""
 
     kind: str = key()
     root: str = key()
-    batch_size: int = key(least=1)
     num_workers: int | str = key(least=0, most=1024, words=("auto",))
-    timeout: float = key(least=0)
+    # Up to a month: the system's clocks refuse centuries.
+    timeout: float = key(least=0, most=2_592_000)
+
+
+@dataclass
+class DataKeys(SourceKeys):
+    """A data set that a network is trained on."""
+
+    batch_size: int = key(least=1)
     cache: str = key(words=("none", "device"))
 
 
@@ -46,8 +53,8 @@ class DeviceKeys:
     """The processes and devices of a command; devices is a number, a list of device numbers, or auto."""
 
     accelerator: str = key()
-    devices: Any = key()
-    num_nodes: int = key(least=1)
+    devices: Any = key(least=-1, most=4096)
+    num_nodes: int = key(least=1, most=1_000_000)
     precision: str = key()
 
 
@@ -85,6 +92,7 @@ class TrainKeys:
     # A name or a list of names.
     freeze: Any = key()
     plugins: list[str] = key()
+    debug: bool = key()
     seed: int = key(least=0, most=2**32 - 1)
     # A word, with a range or without, or a list of pixels.
     sizes: Any = key()
@@ -110,14 +118,15 @@ class EvalKeys:
     ckpt: str = key()
     # A name or a list of names.
     protocol: Any = key()
-    scales: list[int] | None = key()
+    scales: list[int] | None = key(least=1, most=10_000)
     positions: list[str] = key()
     flips: bool = key()
     out: str | None = key()
     predictions: str | None = key()
     plugins: list[str] = key()
+    debug: bool = key()
     max_pixels: int = key(least=1)
-    data: DataKeys = field(default_factory=DataKeys)
+    data: SourceKeys = field(default_factory=SourceKeys)
     trainer: DeviceKeys = field(default_factory=DeviceKeys)
 
 

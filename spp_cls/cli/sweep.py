@@ -15,7 +15,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig
 from pytorch_lightning.utilities import rank_zero_only
 
-from spp_cls.cli.errors import FailedError, UserError, catch_user_errors
+from spp_cls.cli.errors import FailedError, UserError, catch_errors
 from spp_cls.cli.terminal import format_table
 
 # Values that are all on the command line: a,b,c and choice(a,b,c), range(1,4).
@@ -77,7 +77,7 @@ def _parse(arguments: Sequence[str]) -> list[Override]:
 def record_run(action: Callable[[], dict[str, Any]], run_folder: str) -> dict[str, Any]:
     """Run one of several runs; return its row of results, or print its failure and return a row that says so."""
     try:
-        return catch_user_errors(action)
+        return catch_errors(action, Path(run_folder))
     except FailedError as failure:
         print(f"error: {failure}", file=sys.stderr)
         return {"run_folder": run_folder, "error": str(failure)}

@@ -22,6 +22,8 @@ def bind_target(node: Mapping[str, Any], name: str) -> partial[Any]:
     Raises:
         UserError: if there is no such class or function, or a key is not a parameter of it or has another type.
     """
+    if not isinstance(node, Mapping):
+        raise UserError(f"{name} is a group of keys with {name}.{TARGET}, not {node!r}")
     path = node.get(TARGET)
     if not isinstance(path, str):
         raise UserError(f"{name}.{TARGET} is not set; give the class or function, such as my_module.MyClass")

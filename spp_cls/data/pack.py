@@ -8,11 +8,11 @@ from typing import Literal
 
 import torch
 
-from spp_cls.cli.arguments import parse_keys
-from spp_cls.cli.errors import end_in_one_line
+from spp_cls.cli.arguments import parse_keys, run_tool
 from spp_cls.cli.schema import key
 from spp_cls.data.loading.workers import count_cpus
 from spp_cls.data.sources import Split, open_source
+from spp_cls.data.sources.identity import name_source
 from spp_cls.data.sources.packing import PackSettings, PackSource, pack, verify
 from spp_cls.data.sources.parquet import ParquetImages
 
@@ -41,7 +41,7 @@ class PackOptions:
     )
     quality: int = key(90, help="quality of those JPEGs", least=1, most=100)
     num_workers: Literal["auto"] | int = key(
-        "auto", help="threads that decode and encode; auto: one per CPU", least=1, most=10_000
+        "auto", help="threads that decode and encode; auto: one per CPU", least=1, most=1024
     )
     on_bad: Literal["stop", "skip"] = key(
         "stop", help="at an image that cannot be decoded; skip lists it in the manifest"
@@ -71,7 +71,8 @@ def main(arguments: Sequence[str]) -> None:
     }
     num_workers = count_cpus() if options.num_workers == "auto" else options.num_workers
     settings = PackSettings(options.min_side, options.quality)
-    manifest = pack(sources, Path(options.out), settings, num_workers, options.on_bad)
+    name = name_source(options.data, options.root, sources["train"])
+    manifest = pack(sources, Path(options.out), settings, num_workers, options.on_bad, name)
     for split, content in manifest["splits"].items():
         size = sum(file["bytes"] for file in content["files"])
         print(f"{split}: {content['images']:,} images, {size / 1e6:,.0f} MB, {len(content['bad'])} left out")
@@ -85,4 +86,4 @@ def _convert_flag(arguments: Sequence[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    end_in_one_line(lambda: main(sys.argv[1:]))
+    run_tool(main, sys.argv[1:])

@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw
 
-from spp_cls.cli.arguments import parse_keys
-from spp_cls.cli.errors import UserError, end_in_one_line
+from spp_cls.cli.arguments import parse_keys, run_tool
+from spp_cls.cli.errors import UserError
 from spp_cls.cli.schema import key
 from spp_cls.data.loading.batch import Batch, finish_on_device, mix_batch
 from spp_cls.data.loading.dataset import TrainingCrops
@@ -105,4 +105,4 @@ def _create_augmentation(options: ShowOptions) -> Augmentation:
 
 
 if __name__ == "__main__":
-    end_in_one_line(lambda: main(sys.argv[1:]))
+    run_tool(main, sys.argv[1:])

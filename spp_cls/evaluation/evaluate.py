@@ -26,16 +26,18 @@ def evaluate(
     max_pixels: int = 8_000_000,
     num_workers: int = 0,
     progress: bool = True,
+    timeout: float = 0,
 ) -> dict[str, Predictions]:
     """Score every image once under each protocol; return the predictions by the protocol's name.
 
     The network is in evaluation mode. With a fabric it is on the fabric's device, the images are divided among the
     processes without padding, and every process gets the predictions of all images; without one, this process scores
     them all on the network's device. Predictions are in the order of `source`. `max_pixels` bounds the images of one
-    pass through the network.
+    pass through the network, and `timeout` the seconds in which workers read a batch (0: any time).
 
     Raises:
-        UserError: if a protocol is unknown or the network cannot run it, or the classes are not the network's.
+        UserError: if a protocol is unknown or the network cannot run it, the classes are not the network's, or a batch
+            takes too long to be read.
         UndecodableImageError: if an image is damaged.
     """
     chosen = [get_protocol(each) if isinstance(each, str) else each for each in protocols]
@@ -45,7 +47,7 @@ def evaluate(
     views = {view for protocol in chosen for view in protocol.views}
     # Neighbours in a data set often have the same shape; every process should get its share of each shape.
     indices = range(rank, len(source), world_size)
-    batches = load_views(source, indices, views, net.config.input_size, max_pixels, num_workers)
+    batches = load_views(source, indices, views, net.config.input_size, max_pixels, num_workers, timeout)
     scored: dict[str, list[Predictions]] = {protocol.name: [] for protocol in chosen}
     bar = tqdm(
         total=len(indices),

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import NamedTuple
 
 import numpy as np
@@ -16,6 +16,9 @@ from spp_cls.data.sources import ImageSource
 from spp_cls.data.transforms.crops import Position, compute_resized_shape, crop_at, resize
 from spp_cls.data.transforms.decode import Pixels
 from spp_cls.evaluation.protocols import REFERENCE_SIDE, View
+
+# Headers that a worker reads before it answers.
+_HEADERS_OF_BATCH = 64
 
 
 class Cut(NamedTuple):
@@ -90,20 +93,47 @@ def _collate(samples: Sequence[ViewSample]) -> ViewBatch:
     return ViewBatch(_stack(cuts), torch.tensor(labels), torch.tensor(indices))
 
 
+class _ImageSizes(Dataset[tuple[int, int]]):
+    """The width and height of each image, from its header."""
+
+    def __init__(self, source: ImageSource) -> None:
+        self.source = source
+
+    def __getitem__(self, index: int) -> tuple[int, int]:
+        return self.source.size(index)
+
+
 def group_by_shape(
-    source: ImageSource, indices: Sequence[int], cuts: Collection[Cut], input_size: int, max_pixels: int
+    source: ImageSource,
+    indices: Sequence[int],
+    cuts: Collection[Cut],
+    input_size: int,
+    max_pixels: int,
+    num_workers: int = 0,
+    timeout: float = 0,
 ) -> list[list[int]]:
     """Group images whose cuts have the same shapes into batches; no cut of a batch has over `max_pixels`.
 
     A single image may have more. Sizes are read from the headers alone, and only if whole images are needed.
+
+    Raises:
+        UserError: if workers take longer than `timeout` seconds (0: any time) for the headers of a batch.
     """
     sides = [cut.min_side for cut in cuts if cut.position is None]
     groups: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
     if sides:
-        with ThreadPoolExecutor() as pool:
-            sizes = pool.map(source.size, indices)
-            for index, (width, height) in zip(indices, sizes, strict=True):
-                groups[tuple(compute_resized_shape(width, height, side) for side in sides)].append(index)
+        # In processes, as a thread that hangs in a read cannot be ended.
+        loader = DataLoader(
+            _ImageSizes(source),
+            batch_size=_HEADERS_OF_BATCH,
+            sampler=indices,
+            collate_fn=list,
+            num_workers=num_workers,
+            timeout=timeout if num_workers else 0,
+        )
+        sizes = chain.from_iterable(raise_worker_errors(iter(loader), source.root, timeout))
+        for index, (width, height) in zip(indices, sizes, strict=True):
+            groups[tuple(compute_resized_shape(width, height, side) for side in sides)].append(index)
     else:
         groups[()] = list(indices)
     batches = []
@@ -121,18 +151,21 @@ def load_views(
     input_size: int,
     max_pixels: int,
     num_workers: int,
+    timeout: float = 0,
 ) -> Iterator[ViewBatch]:
     """Read the images of `indices` once each, in batches of one shape.
 
     Raises:
         UndecodableImageError: if an image is damaged.
+        UserError: if workers take longer than `timeout` seconds (0: any time) for a batch.
     """
     cuts = get_cuts(views, input_size)
     loader = DataLoader(
         ViewedImages(source, cuts, input_size),
-        batch_sampler=group_by_shape(source, indices, cuts, input_size, max_pixels),
+        batch_sampler=group_by_shape(source, indices, cuts, input_size, max_pixels, num_workers, timeout),
         collate_fn=_collate,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
+        timeout=timeout if num_workers else 0,
     )
-    return raise_worker_errors(iter(loader), source.root)
+    return raise_worker_errors(iter(loader), source.root, timeout)

@@ -11,7 +11,7 @@ from lightning_fabric import Fabric
 
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.schema import has_type
-from spp_cls.data.sources import ImageSource
+from spp_cls.data.sources import ImageSource, SourceIdentity
 from spp_cls.evaluation.evaluate import evaluate
 from spp_cls.evaluation.predictions import Predictions
 from spp_cls.evaluation.protocols import PROTOCOLS, Protocol, get_protocol, make_protocol
@@ -69,17 +69,19 @@ def evaluate_checkpoint(
     path: Path,
     protocols: Sequence[Protocol] | None,
     source: ImageSource,
-    data: str,
+    data: SourceIdentity,
     fabric: Fabric,
     *,
     precision: str = "32-true",
     max_pixels: int = 8_000_000,
     num_workers: int = 0,
-    done: Collection[tuple[str, str, str]] = (),
+    timeout: float = 0,
+    done: Collection[tuple[str, ...]] = (),
 ) -> tuple[list[Row], dict[str, Predictions]]:
     """Test a checkpoint under protocols (None: all it can run); return a row for each, and the predictions.
 
-    `data` names the data set in the rows. `done` are the (checkpoint's SHA-256, protocol, data) to leave out.
+    `data` is the identity of `source`. `done` are the (checkpoint's SHA-256, protocol, data's digest, precision) to
+    leave out. A batch may take `timeout` seconds to be read by workers (0: any time).
 
     Raises:
         UserError: as evaluate and load_checkpoint do.
@@ -88,12 +90,12 @@ def evaluate_checkpoint(
     net = create_net_from_checkpoint(checkpoint)
     sha256 = hash_file(path)
     wanted = list_protocols(net) if protocols is None else protocols
-    wanted = [protocol for protocol in wanted if (sha256, protocol.name, data) not in done]
+    wanted = [protocol for protocol in wanted if (sha256, protocol.name, data.digest, precision) not in done]
     if not wanted:
         return [], {}
     fabric.to_device(net.to(memory_format=torch.channels_last))
     start = time.perf_counter()
-    predictions = evaluate(net, source, wanted, fabric, max_pixels, num_workers)
+    predictions = evaluate(net, source, wanted, fabric, max_pixels, num_workers, timeout=timeout)
     seconds = time.perf_counter() - start
     crop10 = predictions.get("crop10")
     rows = [
@@ -111,7 +113,9 @@ def evaluate_checkpoint(
             input_size=net.config.input_size,
             epochs=checkpoint["epoch"] + 1,
             parameters=sum(parameter.numel() for parameter in net.parameters()),
-            data=data,
+            data=data.name,
+            data_digest=data.digest,
+            stored_side=data.stored_side,
             checkpoint=str(path),
             checkpoint_sha256=sha256,
             precision=precision,

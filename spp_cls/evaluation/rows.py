@@ -1,15 +1,20 @@
 """Results: rows, one a checkpoint and protocol, and their CSV files."""
 
 import csv
+import errno
 import hashlib
+import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import IO
 
 import torch
 
 from spp_cls.cli.errors import UserError
+from spp_cls.cli.files import lock_file, replace_atomically
 from spp_cls.data.loading.workers import count_cpus
 
 
@@ -17,9 +22,9 @@ from spp_cls.data.loading.workers import count_cpus
 class Row:
     """The errors of a checkpoint under a protocol, in percent, and all that is needed to judge them.
 
-    `data` is imagenet, demo or an image folder's name. `agreement_with_crop10` is the percentage of images whose best
-    class is that of crop10, where both were tested together. `seconds` is the time of all protocols that were tested
-    together, which share work.
+    `data`, `data_digest` and `stored_side` are those of SourceIdentity. `agreement_with_crop10` is the percentage of
+    images whose best class is that of crop10, where both were tested together. `seconds` is the time of all protocols
+    that were tested together, which share work.
     """
 
     protocol: str
@@ -36,6 +41,8 @@ class Row:
     epochs: int
     parameters: int
     data: str
+    data_digest: str
+    stored_side: int | None
     checkpoint: str
     checkpoint_sha256: str
     precision: str
@@ -45,6 +52,12 @@ class Row:
     torch: str
     python: str
     hardware: str
+
+
+_COLUMNS = [field.name for field in fields(Row)]
+
+# Files of 0.1 are read without these.
+_NEW_COLUMNS = ("data_digest", "stored_side")
 
 
 def hash_file(path: str | Path) -> str:
@@ -61,28 +74,46 @@ def describe_hardware() -> str:
 
 
 def append_csv(rows: Iterable[Row], path: str | Path) -> None:
-    """Add rows to a CSV file, or make one with a header.
+    """Add rows to a CSV file, or make one with a header; several processes may add to one file.
 
     Raises:
         UserError: if the file has other columns, or cannot be written.
     """
     path = Path(path)
-    columns = [field.name for field in fields(Row)]
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a file; choose another with out=PATH")
         path.parent.mkdir(parents=True, exist_ok=True)
-        read_csv(path)
-        is_new = not path.exists()
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            if is_new:
+        with _open_alone(path) as file:
+            written = _read_rows(file, path)
+            with replace_atomically(path.resolve()) as unfinished, unfinished.open("w", newline="") as new:
+                writer = csv.DictWriter(new, _COLUMNS)
                 writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
+                writer.writerows([*written, *map(asdict, rows)])
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; choose another file with out=PATH") from error
 
 
+@contextmanager
+def _open_alone(path: Path) -> Iterator[IO[str]]:
+    """Open a file, made if there is none, to which no other process adds rows meanwhile."""
+    while True:
+        with path.open("a+", newline="", errors="replace") as file:
+            try:
+                lock_file(file, wait=True)
+            except OSError as error:
+                # A file system without locks.
+                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL):
+                    raise
+            # Another process may have put its file in the place of this one before this one was locked.
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                file.seek(0)
+                yield file
+                return
+
+
 def read_csv(path: str | Path) -> list[dict[str, str]]:
-    """Read the rows of a file that append_csv wrote, as text; no file means no rows.
+    """Read the rows of a file that append_csv wrote, as text; no file, or an empty one, means no rows.
 
     Raises:
         UserError: if the file has other columns.
@@ -92,7 +123,15 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
         return []
     # A file that is not text has other columns too.
     with path.open(newline="", errors="replace") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != [field.name for field in fields(Row)]:
-            raise UserError(f"{path} has other columns than results of eval.py; move it away or name another file")
-        return list(reader)
+        return _read_rows(file, path)
+
+
+def _read_rows(file: IO[str], path: Path) -> list[dict[str, str]]:
+    reader = csv.DictReader(file)
+    columns = reader.fieldnames or _COLUMNS
+    rows = list(reader)
+    is_known = columns in (_COLUMNS, [name for name in _COLUMNS if name not in _NEW_COLUMNS])
+    # DictReader fills a short line with None, and keeps the rest of a long one under None.
+    if not is_known or any(None in row or None in row.values() for row in rows):
+        raise UserError(f"{path} has other columns than results of eval.py; move it away or name another file")
+    return [dict.fromkeys(_NEW_COLUMNS, "") | row for row in rows]

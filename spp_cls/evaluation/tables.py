@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from spp_cls.cli.arguments import parse_arguments
-from spp_cls.cli.errors import UserError, end_in_one_line
+from spp_cls.cli.arguments import parse_arguments, run_tool
+from spp_cls.cli.errors import UserError
 from spp_cls.cli.schema import key
 from spp_cls.cli.terminal import Table, format_as
+from spp_cls.evaluation.images import get_min_side
+from spp_cls.evaluation.protocols import PROTOCOLS
 from spp_cls.evaluation.rows import read_csv
 
 TITLES = {
@@ -69,8 +71,15 @@ def find_result(paper_row: dict[str, str], ours: Sequence[dict[str, str]]) -> di
         if paper_row["net"]
         and (row["data"], row["images"]) == ("imagenet", _IMAGENET_VAL)
         and all(row[key] == paper_row[key] for key in _IDENTITY)
+        and _is_sharp(row)
     ]
     return same[-1] if same else None
+
+
+def _is_sharp(row: dict[str, str]) -> bool:
+    """Return whether the images were stored as large as the protocol of a row takes them."""
+    side = max(get_min_side(view, int(row["input_size"])) for view in PROTOCOLS[row["protocol"]].views)
+    return not row["stored_side"] or int(row["stored_side"]) >= side
 
 
 def _compare(paper_row: dict[str, str], result: dict[str, str] | None) -> list[str]:
@@ -87,15 +96,20 @@ def build_measured_table(ours: Sequence[dict[str, str]]) -> Table:
     """Build the table of our results on other data than ImageNet, which the paper has no errors for."""
     rows = [
         [
-            *(row[key] for key in ("data", "net", "pooling", "sizes", "epochs", "protocol", "views")),
+            _name_data(row),
+            *(row[key] for key in ("net", "pooling", "sizes", "epochs", "protocol", "views")),
             *(f"{float(row[key]):.2f}" for key in ("top1_error", "top5_error")),
             row["images"],
             f"{float(row['agreement_with_crop10']):.2f}" if row["agreement_with_crop10"] else "",
         ]
         for row in ours
-        if row["data"] != "imagenet"
+        if _name_data(row) != "imagenet"
     ]
     return "Measured with this code on other data", MEASURED_HEADER, rows
+
+
+def _name_data(row: dict[str, str]) -> str:
+    return f"{row['data']}, stored at {row['stored_side']}" if row["stored_side"] else row["data"]
 
 
 def draw_chart(paper: Sequence[dict[str, str]], ours: Sequence[dict[str, str]], path: str | Path) -> None:
@@ -119,8 +133,8 @@ def draw_chart(paper: Sequence[dict[str, str]], ours: Sequence[dict[str, str]], 
     left.set_yticks(list(heights), [row["row"] for row in compared])
     left.set(title="ImageNet 2012 validation", xlabel="top-1 error, %")
     left.legend()
-    others = [row for row in ours if row["data"] != "imagenet"][::-1]
-    names = [f"{row['data']}, {row['net']}, {row['protocol']}" for row in others]
+    others = [row for row in ours if _name_data(row) != "imagenet"][::-1]
+    names = [f"{_name_data(row)}, {row['net']}, {row['protocol']}" for row in others]
     right.barh(names, [float(row["top1_error"]) for row in others], color="C1")
     right.set(title="Other data, ours", xlabel="top-1 error, %")
     figure.savefig(path, dpi=100)
@@ -140,4 +154,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    end_in_one_line(lambda: main(sys.argv[1:]))
+    run_tool(main, sys.argv[1:])

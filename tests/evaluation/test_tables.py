@@ -22,7 +22,15 @@ RESULTS = REPOSITORY / "results"
 def row(**values: object) -> Row:
     """An invented row, for tests alone."""
     numbers = {field.name: 0 for field in fields(Row)}
-    given = {"net": "zf5", "pooling": "spp", "levels": "6 3 2 1", "sizes": "alternate", "protocol": "crop10"}
+    given = {
+        "stored_side": None,
+        "input_size": 224,
+        "net": "zf5",
+        "pooling": "spp",
+        "levels": "6 3 2 1",
+        "sizes": "alternate",
+        "protocol": "crop10",
+    }
     return Row(**{**numbers, **given, "data": "imagenet", "images": 50_000, **values})  # type: ignore[arg-type]
 
 

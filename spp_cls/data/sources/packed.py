@@ -59,6 +59,10 @@ class PackedImages:
         if split not in manifest["splits"]:
             raise UserError(f"the packed data set {root} has no split {split}; pack a data set that has one")
         self.class_names: tuple[str, ...] = tuple(manifest["classes"])
+        # Before 0.2 a pack had no name.
+        self.packed_name = str(manifest.get("name", "packed"))
+        self.min_side: int | None = manifest.get("min_side")
+        self.quality: int | None = manifest.get("quality")
         self._rows: int = manifest["rows_per_batch"]
         files = manifest["splits"][split]["files"]
         for file in files:

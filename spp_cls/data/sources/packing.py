@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.files import replace_atomically
+from spp_cls.data.sources.identity import hash_list
 from spp_cls.data.sources.packed import COLUMNS, MANIFEST, PackedImages, import_pyarrow, read_manifest
 from spp_cls.data.sources.parquet import ParquetImages
 from spp_cls.data.sources.source import ImageSource
@@ -54,9 +55,16 @@ class Row(NamedTuple):
 
 
 def pack(
-    sources: Mapping[str, PackSource], out: Path, settings: PackSettings, num_workers: int, on_bad: OnBad
+    sources: Mapping[str, PackSource],
+    out: Path,
+    settings: PackSettings,
+    num_workers: int,
+    on_bad: OnBad,
+    name: str = "packed",
 ) -> dict[str, Any]:
     """Write the splits of a data set into `out` and return the manifest; complete files are kept.
+
+    `name` is the name of the data set in results.
 
     Raises:
         UserError: if an image cannot be decoded and `on_bad` is stop, or `out` holds something else.
@@ -67,13 +75,13 @@ def pack(
         "rows_per_batch": ROWS_PER_BATCH,
         "images_per_file": IMAGES_PER_FILE,
         "classes": list(next(iter(sources.values())).class_names),
-        "sources": {split: _hash_source(source) for split, source in sources.items()},
+        "sources": {split: hash_list(source) for split, source in sources.items()},
     }
     if _is_packed(out, manifest):
         return read_manifest(out)
     if not (out / _UNFINISHED).is_file():
         _write_json(out / _UNFINISHED, manifest)
-    manifest["splits"] = {}
+    manifest |= {"name": name, "splits": {}}
     with ThreadPoolExecutor(num_workers) as pool:
         for split, source in sources.items():
             notes = []
@@ -111,14 +119,6 @@ def _is_packed(out: Path, manifest: Mapping[str, Any]) -> bool:
     if any(out.iterdir()):
         raise UserError(f"{out} is neither empty nor a packed data set; choose another folder with out=")
     return False
-
-
-def _hash_source(source: PackSource) -> str:
-    """Hash the names and labels of a source, to recognise it."""
-    digest = hashlib.sha256(source.labels.tobytes())
-    for index in range(len(source)):
-        digest.update(source.name(index).encode("utf-8", "surrogateescape") + b"\0")
-    return digest.hexdigest()
 
 
 def _pack_file(path: Path, rows: Iterable[Row | dict[str, str]], on_bad: OnBad, bar: Any) -> dict[str, Any]:

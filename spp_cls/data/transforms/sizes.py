@@ -14,6 +14,9 @@ _SMALL = 180 / 224
 _SMALLEST_PROGRESSIVE = 160 / 224
 _STEP = 32
 
+# Larger sizes are errors of typing.
+_MOST_PIXELS = 10_000
+
 # Shares of the run: the defaults of Composer's Progressive Resizing, delay_fraction and 1 - finetune_fraction.
 _GROWTH = (0.5, 0.8)
 
@@ -67,13 +70,15 @@ def list_sizes(sizes: str | Sequence[int], crop: int) -> list[int]:
                 f"[224,180], not {sizes!r}"
             )
         return words[sizes]
-    if not has_type(sizes, list[int]) or not sizes or min(sizes) < 1:
-        raise UserError(f"sizes lists whole numbers of pixels, such as [224,180], not {sizes!r}")
+    if not has_type(sizes, list[int]) or not sizes or min(sizes) < 1 or max(sizes) > _MOST_PIXELS:
+        raise UserError(
+            f"sizes lists whole numbers of pixels, such as [224,180], up to {_MOST_PIXELS}, not {sizes!r:.80}"
+        )
     return list(sizes)
 
 
 def _read_range(sizes: str, limits: str) -> tuple[int, int]:
     found = re.fullmatch(r"([1-9]\d{0,4})-([1-9]\d{0,4})", limits)
-    if not found or int(found[1]) > int(found[2]):
+    if not found or not int(found[1]) <= int(found[2]) <= _MOST_PIXELS:
         raise UserError(f"the range of sizes is smallest-largest in pixels, as in random:128-256, not {sizes!r}")
     return int(found[1]), int(found[2])

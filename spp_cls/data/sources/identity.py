@@ -1,0 +1,51 @@
+"""What a data set is, whatever the folder it lies in: for results that say what they were measured on."""
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from spp_cls.data.sources.packed import PackedImages
+from spp_cls.data.sources.parquet import ParquetImages
+from spp_cls.data.sources.source import ImageSource
+
+
+@dataclass(frozen=True)
+class SourceIdentity:
+    """A split of a data set, by its name and by a digest that only the same images have.
+
+    `stored_side` is the min side that packing stored the images at, None: as they came.
+    """
+
+    name: str
+    digest: str
+    stored_side: int | None = None
+
+
+def identify_source(kind: str, root: str | Path, source: ImageSource) -> SourceIdentity:
+    """Identify a split that open_source opened: its digest is of the classes, the labels and the names of all images.
+
+    A pack of unchanged files has the digest of the files.
+    """
+    parts = [hash_list(source), *source.class_names]
+    stored_side = None
+    if isinstance(source, PackedImages) and source.min_side is not None:
+        stored_side = source.min_side
+        parts.append(f"{source.min_side} {source.quality}")
+    digest = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
+    return SourceIdentity(name_source(kind, root, source), digest, stored_side)
+
+
+def name_source(kind: str, root: str | Path, source: ImageSource | ParquetImages) -> str:
+    """Return the name of a data set: its kind, the name of its folder, or of a pack the name of what was packed."""
+    if isinstance(source, PackedImages):
+        return source.packed_name
+    return Path(os.path.abspath(root)).name if kind in ("imagefolder", "parquet") else kind
+
+
+def hash_list(source: ImageSource | ParquetImages) -> str:
+    """Hash the names and labels of the images of a source, to recognise it."""
+    digest = hashlib.sha256(source.labels.tobytes())
+    for index in range(len(source)):
+        digest.update(source.name(index).encode("utf-8", "surrogateescape") + b"\0")
+    return digest.hexdigest()

@@ -1,0 +1,167 @@
+"""Rows of results: what they were measured on, files that two commands write to, and files of 0.1."""
+
+import csv
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from spp_cls import UserError
+from spp_cls.data.sources import identify_source, open_source
+from spp_cls.evaluation.images import get_cuts, group_by_shape, load_views
+from spp_cls.evaluation.protocols import PROTOCOLS
+from spp_cls.evaluation.rows import _COLUMNS, append_csv, read_csv
+from spp_cls.evaluation.tables import build_measured_table, build_paper_tables, read_results
+from tests.conftest import CLASSES, Command, Tool, error_of, write_checkpoint, write_image, write_image_folder
+from tests.evaluation.test_tables import RESULTS, row
+from tests.test_train_and_eval import rows_of
+
+DIGEST = {"data_digest": "d"}
+
+
+def test_eight_processes_add_to_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    children = []
+    for number in range(8):
+        if (child := os.fork()) == 0:
+            for _ in range(5):
+                append_csv([row(data=f"data{number}")], path)
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 8
+    names = [each["data"] for each in read_csv(path)]
+    assert sorted(names) == sorted(f"data{number}" for number in range(8) for _ in range(5))
+    assert path.read_text().count("protocol,views") == 1
+
+
+def test_files_without_the_new_columns(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    old = [name for name in _COLUMNS if name not in ("data_digest", "stored_side")]
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, old)
+        writer.writeheader()
+        writer.writerow(dict.fromkeys(old, "7"))
+    (found,) = read_csv(path)
+    assert (found["data"], found["data_digest"], found["stored_side"]) == ("7", "", "")
+    append_csv([row(**DIGEST)], path)
+    first, second = read_csv(path)
+    assert first == found
+    assert (second["data"], second["data_digest"]) == ("imagenet", "d")
+
+
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", ",".join(_COLUMNS) + "\n1,2\n", ",".join(_COLUMNS) + "\n" + "1," * 99])
+def test_files_that_are_no_results(text: str, tmp_path: Path) -> None:
+    (tmp_path / "rows.csv").write_text(text)
+    with pytest.raises(UserError, match="has other columns than results"):
+        append_csv([row()], tmp_path / "rows.csv")
+    assert (tmp_path / "rows.csv").read_text() == text
+
+
+def test_what_is_no_file_is_refused_and_stays(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for path in ("/dev/full", tmp_path / "pipe", tmp_path):
+        with pytest.raises(UserError, match="is not a file; choose another with out=PATH"):
+            append_csv([row()], path)
+    (tmp_path / "rows.csv").touch()
+    (tmp_path / "link.csv").symlink_to("rows.csv")
+    append_csv([row()], tmp_path / "link.csv")
+    assert len(read_csv(tmp_path / "rows.csv")) == 1
+    assert (tmp_path / "link.csv").is_symlink()
+
+
+def test_a_data_set_is_known_by_its_classes_labels_and_names(tmp_path: Path, tool: Tool) -> None:
+    a = write_image_folder(tmp_path / "a/images", train=1, val=2)
+    b = write_image_folder(tmp_path / "b/images", train=1, val=2)
+
+    def identify(root: Path, kind: str = "imagefolder") -> object:
+        return identify_source(kind, root, open_source(kind, root, "val"))
+
+    first = identify(a)
+    assert first == identify(b)
+    for out, *options in (("same",), ("small", "min_side=64"), ("smaller", "min_side=32")):
+        arguments = ("data=imagefolder", f"data.root={a}", f"out={tmp_path / out}", *options)
+        assert tool("spp_cls.data.pack", *arguments).returncode == 0
+    assert identify(tmp_path / "same", "packed") == first
+    small, smaller = (identify(tmp_path / name, "packed") for name in ("small", "smaller"))
+    assert (small.name, small.stored_side, smaller.stored_side) == ("images", 64, 32)  # type: ignore[attr-defined]
+    write_image(b / "val/red/9.jpg", 80, 80, (1, 2, 3))
+    digests = [each.digest for each in (first, small, smaller, identify(b))]  # type: ignore[attr-defined]
+    shutil.move(a / "val/red/0.jpg", a / "val/blue/9.jpg")
+    digests.append(identify(a).digest)  # type: ignore[attr-defined]
+    for split in ("train", "val"):
+        shutil.move(a / split / "red", a / split / "rose")
+    digests.append(identify(a).digest)  # type: ignore[attr-defined]
+    assert len(set(digests)) == 6
+
+
+def test_a_sweep_tells_data_sets_and_precisions_apart(tmp_path: Path, command: Command) -> None:
+    write_checkpoint(tmp_path / "runs/a/best.ckpt", class_names=CLASSES)
+    for name, count in (("a", 1), ("b", 2)):
+        write_image_folder(tmp_path / name / "images", train=1, val=count)
+
+    def test(*arguments: str) -> list[tuple[str, int]]:
+        more = ("ckpt=runs", "data=imagefolder", "data.num_workers=0", "protocol=[crop1]", "out=rows.csv")
+        return [(each["data"], each["images"]) for each in rows_of(command("eval.py", *more, *arguments))]
+
+    assert test("data.root=a/images") == [("images", 3)]
+    assert test("data.root=b/images") == [("images", 6)]
+    assert test("data.root=a/images", "trainer.precision=bf16-mixed") == [("images", 3)]
+    assert test("data.root=a/images") == test("data.root=b/images") == []
+    custom = ("data.root=a/images", "protocol=custom", "positions=[full]")
+    assert test(*custom, "scales=[256]") == test(*custom, "scales=[300]") == [("images", 3)]
+    assert test(*custom, "scales=[256]") == []
+
+
+def test_packed_imagenet_stands_beside_the_papers_errors_where_it_is_sharp_enough(tmp_path: Path) -> None:
+    (tmp_path / "paper.csv").write_bytes((RESULTS / "paper.csv").read_bytes())
+    overfeat = {"net": "overfeat7", "protocol": "map98", "top1_error": 28.0}
+    sharp = [row(stored_side=256, top1_error=34.0), row(**overfeat)]
+    blurred = [row(stored_side=255), row(**overfeat, stored_side=256)]
+    for rows, found in ((blurred, []), (sharp, ["34.00", "28.00"])):
+        append_csv(rows, tmp_path / "ours.csv")
+        paper, ours = read_results(tmp_path)
+        assert [cells[3] for _, _, table in build_paper_tables(paper, ours) for cells in table if cells[3]] == found
+    measured = [cells[0] for cells in build_measured_table(ours)[2]]
+    assert measured == ["imagenet, stored at 255", "imagenet, stored at 256", "imagenet, stored at 256"]
+
+
+@pytest.mark.parametrize("key", ["data.batch_size=3", "data.cache=device", "data.batch_sise=3"])
+def test_keys_of_training_are_refused_in_testing(key: str, tmp_path: Path, command: Command) -> None:
+    line = error_of(command("eval.py", "ckpt=best.ckpt", "data.root=images", key))
+    assert line.startswith(f"error: there is no key {key.split('=', maxsplit=1)[0]}; ")
+
+
+class SlowSource:
+    """A source whose reads hang."""
+
+    root = Path("slow")
+    class_names = CLASSES
+    labels: NDArray[np.int64] = np.zeros(4, np.int64)
+
+    def __len__(self) -> int:
+        return 4
+
+    def read(self, index: int) -> bytes:
+        time.sleep(600)
+        return b""
+
+    def size(self, index: int) -> tuple[int, int]:
+        return (300, 200) if index == 0 else len(self.read(index)) * (1, 1)  # type: ignore[return-value]
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+    location = name
+
+
+def test_a_read_that_hangs_ends() -> None:
+    source, cuts = SlowSource(), get_cuts(PROTOCOLS["full1"].views, 64)
+    message = "no batch came for 1 seconds: reading slow hangs; check its disk or network"
+    with pytest.raises(UserError, match=message):
+        group_by_shape(source, range(4), cuts, 64, 10**6, num_workers=1, timeout=1)
+    with pytest.raises(UserError, match=message):
+        next(load_views(source, [0], PROTOCOLS["full1"].views, 64, 10**6, num_workers=1, timeout=1))
