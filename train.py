@@ -19,7 +19,8 @@ from spp_cls.training.fine_tuning import freeze, init_from
 from spp_cls.training.loggers import create_loggers
 from spp_cls.training.losses import Loss, create_loss
 from spp_cls.training.optimization import OptimizerFactory, check_optimizer, create_factory
-from spp_cls.training.run_folder import collect_result, describe_run, read_step, summarise_run
+from spp_cls.training.run_folder import check_names, read_step
+from spp_cls.training.run_summary import collect_result, describe_run, summarise_run
 from spp_cls.training.schedules import Schedule, create_schedule
 
 CONFIG_DIR = Path(__file__).parent.resolve() / "conf"
@@ -36,6 +37,7 @@ def build(keys: TrainKeys) -> tuple[NetConfig, ImageNetDataModule, OptimizerFact
     )  # fmt: skip
     check_sizes(config, data.possible_shapes.all)
     create_loggers(keys.logger)
+    check_names(keys.name, keys.run_folder)
     schedule = create_schedule(keys.schedule, keys.trainer.max_epochs)
     return config, data, create_factory(keys.optimizer), schedule, create_loss(keys.loss)
 
@@ -45,32 +47,30 @@ def train(keys: TrainKeys, cfg: DictConfig) -> dict[str, Any]:
     config, data, optimizer, schedule, loss = build(keys)
     pl.seed_everything(keys.seed, verbose=False)
     net = create_net(replace(config, num_classes=len(data.class_names), class_names=data.class_names))
-    folder = RunFolder(Path(keys.run_folder))
-    last = folder.find_checkpoint(net.config, cfg)
-    started_from = init_from(net, keys.init_from) if keys.init_from and not last else None
-    frozen = freeze(net, keys.freeze)
-    compilation = Compilation(data.shapes.all, keys.compile, keys.tf32)
-    checkpointing = Checkpointing(folder, **asdict(keys.checkpoint))
-    with command.convert_lightning_errors("trainer"):
-        trainer = pl.Trainer(
-            **asdict(keys.trainer), logger=create_loggers(keys.logger, read_step(last)), plugins=[AtomicCheckpoints()],
-            callbacks=[ViewPicture(), *create_callbacks(schedule, compilation, keys.ema_decay, checkpointing)],
-            # The samplers divide the images among the processes themselves, without padding.
-            use_distributed_sampler=False, num_sanity_val_steps=0, enable_model_summary=False,
-        )  # fmt: skip
-    check_optimizer(net, optimizer, trainer)
-    data.check_batch(trainer.world_size * trainer.accumulate_grad_batches)
-    folder.prepare(cfg)
-    if trainer.is_global_zero:
-        print("\n".join(filter(None, (describe_run(folder, net, data), started_from, frozen))))
-    module = LitClassifier(net, optimizer, keys.seed, loss, keys.optimizer.get("backbone_lr_scale", 1.0))
-    try:
-        trainer.fit(module, data, ckpt_path=last, weights_only=True)
-    finally:
-        checkpointing.release_signals()
-    if trainer.is_global_zero:
-        print(summarise_run(folder, cfg, module.validation_errors))
-    return collect_result(folder, module.validation_errors)
+    with RunFolder(Path(keys.run_folder)) as folder:
+        last = folder.find_checkpoint(net.config, cfg, len(data.train_source))
+        started_from = init_from(net, keys.init_from) if keys.init_from and not last else None
+        frozen = freeze(net, keys.freeze)
+        compilation = Compilation(data.shapes.all, keys.compile, keys.tf32)
+        checkpointing = Checkpointing(folder, **asdict(keys.checkpoint))
+        with command.convert_lightning_errors("trainer"):
+            trainer = pl.Trainer(
+                **asdict(keys.trainer), logger=create_loggers(keys.logger, read_step(last)), num_sanity_val_steps=0,
+                callbacks=[ViewPicture(), *create_callbacks(schedule, compilation, keys.ema_decay, checkpointing)],
+                # The samplers divide the images among the processes themselves, without padding.
+                use_distributed_sampler=False, enable_model_summary=False, plugins=[AtomicCheckpoints()],
+            )  # fmt: skip
+        check_optimizer(net, optimizer, trainer)
+        data.check_trainer(trainer)
+        folder.prepare(cfg)
+        if trainer.is_global_zero:
+            print("\n".join(filter(None, (describe_run(folder, net, data), started_from, frozen))))
+        module = LitClassifier(net, optimizer, keys.seed, loss, keys.optimizer.get("backbone_lr_scale", 1.0))
+        with checkpointing.handle_signals():
+            trainer.fit(module, data, ckpt_path=last, weights_only=True)
+        if trainer.is_global_zero:
+            print(summarise_run(folder, cfg, module.validation_errors))
+        return collect_result(folder, module.validation_errors)
 
 
 if __name__ == "__main__":

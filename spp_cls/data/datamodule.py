@@ -32,6 +32,9 @@ from spp_cls.models.net import IMAGENET_MEAN
 
 _log = logging.getLogger(__name__)
 
+# Of the data module's state in a checkpoint.
+NUM_IMAGES_KEY = "train_images"
+
 _PAPER_AUGMENTATION = PaperAugmentation()
 
 
@@ -125,14 +128,39 @@ class ImageNetDataModule(pl.LightningDataModule):
         """Names of the classes, in the order of the labels."""
         return self.train_source.class_names
 
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a run that resumes compares: the order of the images depends on their number."""
+        return {NUM_IMAGES_KEY: len(self.train_source)}
+
     def setup(self, stage: str) -> None:
         """List the data and check that it fills a batch, before any image is read."""
-        self.check_batch(self._num_chunks)
-        if self.trainer is not None and stage == "fit":
-            # Sizes may need a number of epochs, which is then missed before the first step.
-            self.possible_shapes.choose(self.possible_shapes.largest[0], 0, self.trainer.max_epochs)
+        if self.trainer:
+            self.check_trainer(self.trainer)
+            if stage == "fit":
+                # Sizes may need a number of epochs, which is then missed before the first step.
+                self.possible_shapes.choose(self.possible_shapes.largest[0], 0, self.trainer.max_epochs)
+        else:
+            self.check_batch(1)
         if not len(self.val_source):
             raise UserError(f"there are no validation images in {self.val_source.root}")
+
+    def check_trainer(self, trainer: pl.Trainer) -> None:
+        """Check that the images fill a batch of a trainer, and that its shares of an epoch leave a batch.
+
+        Raises:
+            UserError: as check_batch does; or if limit_train_batches or limit_val_batches leave none.
+        """
+        num_chunks = trainer.world_size * trainer.accumulate_grad_batches
+        self.check_batch(num_chunks)
+        num_train = len(self.train_source) // self.batch_size * trainer.accumulate_grad_batches
+        num_val = -(-(len(self.val_source) // trainer.world_size) // (self.batch_size // num_chunks))
+        limits = (("train", trainer.limit_train_batches, num_train), ("val", trainer.limit_val_batches, num_val))
+        for split, limit, count in limits:
+            if isinstance(limit, float) and count and int(limit * count) < 1:
+                raise UserError(
+                    f"trainer.limit_{split}_batches={limit:g} of {count} batches is none; set a number of batches, or "
+                    "a larger share"
+                )
 
     def check_batch(self, num_chunks: int) -> None:
         """Check that the training images fill a global batch, and that it divides into equal chunks.

@@ -8,7 +8,8 @@ import signal
 import sys
 import time
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn, cast
@@ -62,7 +63,7 @@ class Checkpointing(Checkpoint):
     """Saves `last` (at intervals, before validation and after it) and `best` (lowest validation top-1 error).
 
     `every_minutes` and `every_steps` are the intervals; None: not. A signal that asks to stop makes the run save and
-    exit with status 128 + the signal's number; call release_signals when the run is over. A loss or weight that is
+    exit with status 128 + the signal's number; train within handle_signals. A loss or weight that is
     not finite ends the run and is never saved. They are looked at when the loss is logged and before each checkpoint,
     because looking synchronises with the device; several processes agree on what to do at the same moments.
 
@@ -153,17 +154,21 @@ class Checkpointing(Checkpoint):
             self._save(trainer, pl_module)
             self._exit(trainer, stop)
 
-    def release_signals(self) -> None:
+    @contextmanager
+    def handle_signals(self) -> Iterator[None]:
         """Put the earlier handlers of signals back after the run, and call the one whose signal stopped the run.
 
         That of submitit submits the job again, from its first process, which ends all of them.
         """
-        # Not in a hook: Lightning puts back what it found at the start, which is this callback's handler.
-        self._preemption.restore()
-        if self._launcher_handler:
-            self._launcher_handler()
-            # SLURM may end the first process if another one fails.
-            sys.exit(0)
+        try:
+            yield
+        finally:
+            # Not in a hook: Lightning puts back what it found at the start, which is this callback's handler.
+            self._preemption.restore()
+            if self._launcher_handler:
+                self._launcher_handler()
+                # SLURM may end the first process if another one fails.
+                sys.exit(0)
 
     def _agree(self) -> tuple[signal.Signals | None, bool]:
         """Return the signal that any process received, and whether any waited too long for a checkpoint."""
@@ -197,7 +202,8 @@ class Checkpointing(Checkpoint):
         for logger in trainer.loggers:
             # A run that resumes does not log again what was logged before the checkpoint.
             logger.save()
-        trainer.save_checkpoint(self.folder.best if best else self.folder.last)
+        trainer.save_checkpoint(self.folder.find_place(self.folder.best if best else self.folder.last))
+        self.folder.finish_overwriting()
         self._saved_step = trainer.global_step
         self._saved_at = time.monotonic()
 

@@ -4,7 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from spp_cls.cli.errors import UserError, suggest
 from spp_cls.cli.schema import has_type
@@ -18,8 +19,9 @@ _SAME = ("name", "width", "in_chans", "std")
 def init_from(net: SPPNet, path: str | Path) -> str:
     """Copy the weights of all layers that fit from another network; return a line that says which.
 
-    `path` is a checkpoint or an exported safetensors folder. A layer of another shape stays new, such as the first fc
-    layer after another pyramid, and so does the classifier if the classes differ.
+    `path` is a checkpoint or an exported safetensors folder. A layer of another shape stays new, and so do the first
+    fc layer if the network there pools other bins, and the classifier if the classes differ. Where the pyramids have
+    the same levels in another order, the weights are put in that order.
 
     Raises:
         UserError: if there is no network at `path`, or its name, width, input channels or std differ.
@@ -32,8 +34,11 @@ def init_from(net: SPPNet, path: str | Path) -> str:
     ]
     if differences:
         raise UserError(f"init_from={path} is another network: {'; '.join(differences)}; set the same values")
+    bins = _match_bins(net, other)
     loaded: list[str] = []
     new: list[str] = []
+    # The layer that the bins go to.
+    first_fc = next((layer for layer in net.head.modules() if isinstance(layer, nn.Linear)), None)
     for name, layer in net.named_modules():
         if not isinstance(layer, nn.Conv2d | nn.Linear):
             continue
@@ -42,8 +47,12 @@ def init_from(net: SPPNet, path: str | Path) -> str:
             new.append(f"{name} ({difference})")
         elif not isinstance(source, type(layer)) or source.weight.shape != layer.weight.shape:
             new.append(f"{name} (another shape)")
+        elif layer is first_fc and bins is None:
+            new.append(f"{name} (other bins)")
         else:
             layer.load_state_dict(source.state_dict())
+            if layer is first_fc:
+                layer.weight.data = layer.weight.data[:, bins]
             loaded.append(name)
     return f"Loaded from {path}: {', '.join(loaded) or 'nothing'}; new: {', '.join(new) or 'nothing'}"
 
@@ -69,6 +78,18 @@ def freeze(net: SPPNet, names: str | Sequence[str] | None) -> str | None:
     total = sum(parameter.numel() for parameter in net.parameters())
     frozen = sum(parameter.numel() for parameter in net.parameters() if not parameter.requires_grad)
     return f"Frozen: {', '.join(chosen)}; {frozen:,} of {total:,} parameters" if chosen else None
+
+
+def _match_bins(net: SPPNet, other: SPPNet) -> Tensor | None:
+    """Return for each value that a network pools its index among those of another; None if these are of other bins."""
+    levels, other_levels = net.pool.levels, other.pool.levels
+    if type(net.pool) is not type(other.pool) or sorted(levels) != sorted(other_levels):
+        return None
+    blocks: dict[int, list[Tensor]] = {n: [] for n in levels}
+    sizes = [other.num_features * n * n for n in other_levels]
+    for n, block in zip(other_levels, torch.arange(sum(sizes)).split(sizes), strict=True):
+        blocks[n].append(block)
+    return torch.cat([blocks[n].pop(0) for n in levels])
 
 
 def _compare_classes(own: NetConfig, other: NetConfig) -> str:

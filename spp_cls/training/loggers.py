@@ -15,6 +15,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.files import replace_atomically
 from spp_cls.cli.targets import bind_target, call_bound
+from spp_cls.training.overwriting import Overwriting
 
 TENSORBOARD_FOLDER, WANDB_FOLDER, MLFLOW_FOLDER = "tensorboard", "wandb", "mlflow"
 CSV_FILE = Path("csv", "metrics.csv")
@@ -150,22 +151,25 @@ class ServiceLogger(Logger):
 
 def create_csv_logger(folder: str | Path, resume_step: int = 0) -> "CSVLogger":
     """Return a logger that writes `folder`/csv/metrics.csv."""
-    return CSVLogger(Path(folder) / CSV_FILE, resume_step)
+    return CSVLogger(Path(folder) / CSV_FILE, resume_step, Overwriting(Path(folder)).find_place)
 
 
 class CSVLogger(Logger):
     """Writes a CSV file with a row for each logging and a column for each metric, empty where it was not logged.
 
     A file that is there keeps its rows of steps before `resume_step`; Lightning's own CSVLogger would delete it. The
-    file is written whole with each checkpoint and at the end.
+    file is written whole with each checkpoint and at the end, to the path that `find_place` returns for its own.
     """
 
     name = "csv"
     version = ""
 
-    def __init__(self, path: Path, resume_step: int = 0) -> None:
+    def __init__(
+        self, path: Path, resume_step: int = 0, find_place: Callable[[Path], Path] = lambda path: path
+    ) -> None:
         super().__init__()
         self.path = path
+        self._find_place = find_place
         self._resume_step = resume_step
         self._rows: list[dict[str, Any]] | None = None
         self._is_saved = True
@@ -188,7 +192,7 @@ class CSVLogger(Logger):
         if self._is_saved or self._rows is None:
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with replace_atomically(self.path) as unfinished, unfinished.open("w", newline="") as file:
+        with replace_atomically(self._find_place(self.path)) as unfinished, unfinished.open("w", newline="") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(key for row in self._rows for key in row)))
             writer.writeheader()
             writer.writerows(self._rows)

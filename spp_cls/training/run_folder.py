@@ -1,23 +1,25 @@
 """The folder of a run: its configuration, checkpoints and logs; the same command finds it again and resumes."""
 
 import os
-import shlex
-import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path, PurePath
+from typing import Any, Self
 
 import torch
 from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from pytorch_lightning.utilities import rank_zero_only
+from yaml import YAMLError
 
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.files import replace_atomically
-from spp_cls.data.datamodule import ImageNetDataModule
+from spp_cls.data.datamodule import NUM_IMAGES_KEY, ImageNetDataModule
 from spp_cls.models.checkpoint import CONFIG_KEY, convert_config_to_dict, create_config_from_dict, load_checkpoint
-from spp_cls.models.net import NetConfig, SPPNet
+from spp_cls.models.net import NetConfig
 from spp_cls.training.loggers import CSV_FILE, MLFLOW_FOLDER, TENSORBOARD_FOLDER, WANDB_FOLDER
+from spp_cls.training.overwriting import Overwriting
+from spp_cls.training.run_lock import RunLock
 
 # What the training of a network depends on; the other keys may change from one start of a run to the next.
 _TRAINING_KEYS = (
@@ -33,12 +35,33 @@ _LATER_KEYS = {
 }  # fmt: skip
 _TRAINING_GROUPS = ("augmentation", "optimizer", "schedule", "loss")
 
+# Bytes of a part of a path, on Linux and macOS.
+_LONGEST_NAME = 255
 
-@dataclass(frozen=True)
+
 class RunFolder:
-    """Paths of a run."""
+    """Paths of a run. As a context manager it keeps other runs out of the folder.
 
-    path: Path
+    Raises:
+        UserError: if another run is training there.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = RunLock(path)
+        self._overwriting = Overwriting(path)
+
+    def __enter__(self) -> Self:
+        # A folder without results is not touched before `prepare`.
+        is_used = self._overwriting.is_unfinished or any(path.exists() for path in (*self._results, self.config))
+        if is_used and _is_first_process():
+            with self._explain_errors():
+                self._lock.acquire()
+                self._overwriting.finish()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._lock.release()
 
     @property
     def last(self) -> Path:
@@ -67,41 +90,60 @@ class RunFolder:
 
     @property
     def _results(self) -> tuple[Path, ...]:
-        loggers = self.tensorboard, self.csv.parent, self.path / WANDB_FOLDER, self.path / MLFLOW_FOLDER
-        return self.last, self.best, *loggers
+        return self.last, self.best, *self._log_folders
+
+    @property
+    def _log_folders(self) -> tuple[Path, ...]:
+        return self.tensorboard, self.csv.parent, self.path / WANDB_FOLDER, self.path / MLFLOW_FOLDER
 
     def prepare(self, cfg: DictConfig) -> None:
-        """Make the folder, remove results that are to be overwritten, and write the run's configuration into it.
+        """Make the folder, and write the run's configuration into it.
 
-        The first process does it for all, once nothing else can go wrong.
+        The first process does it for all, once nothing else can go wrong. Results that are to be overwritten stay
+        until `finish_overwriting`.
 
         Raises:
-            UserError: if it cannot be made or written.
+            UserError: if it cannot be made or written, or another run has been started there meanwhile.
         """
-        if getattr(rank_zero_only, "rank", 0):
+        if not _is_first_process():
             return
-        try:
-            if _should_overwrite(cfg):
-                self._remove(*self._results, self.config)
+        overwrite = self._should_overwrite(cfg)
+        with self._explain_errors():
             self.path.mkdir(parents=True, exist_ok=True)
+            if self._lock.acquire() and self.last.exists():
+                raise UserError(f"another run has trained in {self.path} meanwhile; start this one again")
             for path in (self.last, self.best, self.csv, self.config):
-                # Unfinished files of a process that was killed while it wrote.
-                self._remove(*path.parent.glob(f".{path.name}-*"))
-            with replace_atomically(self.config) as unfinished:
+                # Of a process that was killed while it wrote.
+                for leftover in path.parent.glob(f".*{path.name}-*"):
+                    leftover.unlink()
+            if overwrite:
+                self._overwriting.begin((self.last, self.best), self._list_logs())
+            else:
+                self._overwriting.take_back(self._list_logs())
+            with replace_atomically(self.find_place(self.config)) as unfinished:
                 unfinished.write_text(OmegaConf.to_yaml(cfg, resolve=True))
-        except OSError as error:
-            raise UserError(
-                f"cannot write the run folder {self.path}: {error.strerror}; set run_folder to another"
-            ) from error
 
-    def find_checkpoint(self, config: NetConfig, cfg: DictConfig) -> Path | None:
+    def find_place(self, path: Path) -> Path:
+        """Return where a new checkpoint or log is to be written: at `path`, unless it overwrites old results."""
+        return self._overwriting.find_place(path)
+
+    def finish_overwriting(self) -> None:
+        """Let new results take the place of old ones, if the new run has written its first checkpoint.
+
+        Raises:
+            OSError: if a file cannot be moved or removed.
+        """
+        if _is_first_process():
+            self._overwriting.finish()
+
+    def find_checkpoint(self, config: NetConfig, cfg: DictConfig, num_images: int) -> Path | None:
         """Return the last checkpoint, if there is one to resume from. Call it before `prepare`.
 
         Raises:
-            UserError: if its network or its training differ from `config` and `cfg`, or there are results and
-                resume=false.
+            UserError: if its network, its training or its number of training images differ from `config`, `cfg` and
+                `num_images`, it was trained for more epochs, or there are results and resume=false.
         """
-        if _should_overwrite(cfg):
+        if self._should_overwrite(cfg):
             return None
         found = [path.name for path in self._results if path.exists()]
         if found and not (cfg.resume or _is_slurm_restart()):
@@ -111,23 +153,61 @@ class RunFolder:
             )
         if not self.last.exists():
             return None
-        old = create_config_from_dict(load_checkpoint(self.last)[CONFIG_KEY])
+        if self._overwriting.is_unfinished:
+            # The first process is about to put it in its place, and compares it.
+            return self.last
+        checkpoint = load_checkpoint(self.last)
+        old = create_config_from_dict(checkpoint[CONFIG_KEY])
         differences = _list_differences(convert_config_to_dict(old), convert_config_to_dict(config))
         if self.config.is_file():
-            differences += _list_differences(_training_keys(OmegaConf.load(self.config)), _training_keys(cfg))
+            differences += _list_differences(_training_keys(_read_config(self.config)), _training_keys(_to_tree(cfg)))
+        images = checkpoint.get(ImageNetDataModule.__qualname__, {}).get(NUM_IMAGES_KEY, num_images)
+        if images != num_images:
+            differences.append(f"there were {images} training images, there are {num_images}")
         if differences:
             raise UserError(
                 f"the run in {self.path} was started with other keys ({'; '.join(differences)}); choose another "
                 f"name=..., and init_from={self.last} to start from its weights"
             )
+        epochs = checkpoint.get("epoch", 0) + 1
+        if epochs > cfg.trainer.max_epochs:
+            raise UserError(
+                f"the run in {self.path} is in its epoch {epochs} already; set trainer.max_epochs to {epochs} or more"
+            )
         return self.last
 
-    def _remove(self, *paths: Path) -> None:
-        for path in paths:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+    def _should_overwrite(self, cfg: DictConfig) -> bool:
+        """Return whether to start anew; a job that SLURM has started again does only if it has no checkpoint yet."""
+        return cfg.overwrite and (not _is_slurm_restart() or self._overwriting.is_pending)
+
+    def _list_logs(self) -> list[Path]:
+        return [path for folder in self._log_folders for path in folder.rglob("*") if path.is_file()]
+
+    @contextmanager
+    def _explain_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot write the run folder {self.path}: {error.strerror}; set run_folder to another"
+            ) from error
+
+
+def check_names(name: str, run_folder: str) -> None:
+    """Check that the run's name and folder can be those of files, and that the name does not leave runs/.
+
+    Raises:
+        UserError: if they cannot, or it does.
+    """
+    parts = PurePath(name).parts
+    if not parts or ".." in parts or PurePath(name).is_absolute():
+        raise UserError(f"name={name!r} is not a folder below runs/; set run_folder to a folder elsewhere")
+    for key, value in (("name", name), ("run_folder", run_folder)):
+        if not value.isprintable():
+            raise UserError(f"{key}={value!r} has characters that cannot be printed; choose another")
+        longest = max(map(len, map(os.fsencode, PurePath(value).parts)), default=0)
+        if longest > _LONGEST_NAME:
+            raise UserError(f"{key} has a part of {longest} bytes, and file systems take {_LONGEST_NAME}; shorten it")
 
 
 def read_step(checkpoint: Path | None) -> int:
@@ -140,15 +220,38 @@ def _is_slurm_restart() -> bool:
     return os.environ.get("SLURM_RESTART_COUNT", "0") != "0"
 
 
-def _should_overwrite(cfg: DictConfig) -> bool:
-    return cfg.overwrite and not _is_slurm_restart()
+def _is_first_process() -> bool:
+    # Lightning learns the rank of processes that were started by hand, a node each, only from its Trainer.
+    return not getattr(rank_zero_only, "rank", 0) and os.environ.get("NODE_RANK", "0") == "0"
 
 
-def _training_keys(cfg: DictConfig | ListConfig) -> dict[str, Any]:
+def _to_tree(cfg: DictConfig | ListConfig) -> Any:
+    return OmegaConf.to_container(cfg, resolve=True)
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """Read the configuration of an earlier start."""
+    try:
+        tree = _to_tree(OmegaConf.load(path))
+        _training_keys(tree)
+    except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"{path} is not a configuration of train.py; put the earlier one back, or choose another name=..."
+        ) from error
+    return tree
+
+
+def _training_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return the keys that training depends on, with those of the groups that are set."""
-    values = _LATER_KEYS | {key: value for key in _TRAINING_KEYS if (value := OmegaConf.select(cfg, key)) is not None}
+    values = dict(_LATER_KEYS)
+    for key in _TRAINING_KEYS:
+        value: Any = tree
+        for part in key.split("."):
+            value = value.get(part)
+        if value is not None:
+            values[key] = value
     for group in _TRAINING_GROUPS:
-        values |= {f"{group}.{key}": value for key, value in (OmegaConf.select(cfg, group) or {}).items()}
+        values |= {f"{group}.{key}": value for key, value in (tree.get(group) or {}).items()}
     return values
 
 
@@ -161,42 +264,3 @@ def _list_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[st
         number = next(i for i, (before, after) in enumerate(zip(old_names, new_names, strict=True)) if before != after)
         lines.append(f"class {number} was {old_names[number]}, is {new_names[number]}")
     return lines
-
-
-def describe_run(folder: RunFolder, net: SPPNet, data: ImageNetDataModule) -> str:
-    """Return a line on what a run is about to do."""
-    parameters = sum(parameter.numel() for parameter in net.parameters())
-    pooling = f"SPP {net.pool.levels}" if net.config.takes_any_size else "no SPP"
-    name = net.config.name + (f" at width {net.config.width:g}" if net.config.width != 1 else "")
-    sizes = data.shapes.describe(data.batch_size)
-    return (
-        f"{name}, {pooling}, {parameters:,} parameters; {data.root}: {len(data.train_source):,} images to "
-        f"train on, {len(data.val_source):,} to validate, {net.num_classes} classes; {sizes}; {folder.path}"
-    )
-
-
-def summarise_run(folder: RunFolder, cfg: DictConfig, validation_errors: list[float]) -> str:
-    """Return what to print after a run: its lowest error, where the files are, and the commands to type next."""
-    if not validation_errors:
-        return f"Stopped before the end of the first epoch; there is no checkpoint in {folder.path} yet"
-    lowest = min(validation_errors)
-    epoch = validation_errors.index(lowest)
-    protocols = "crop1,crop10,full1,map10" if cfg.model.pooling == "spp" else "crop1,crop10"
-    test = ["eval.py", f"ckpt={folder.best}", f"data={cfg.data.kind}", f"data.root={cfg.data.root}"]
-    lines = [
-        f"\nLowest validation top-1 error: {lowest:.2f} % (epoch {epoch} of {len(validation_errors)}, from 0)",
-        f"Checkpoints: {folder.best} {folder.last}",
-    ]
-    if folder.tensorboard.exists():
-        lines.append(f"Curves:      tensorboard --logdir {shlex.quote(str(folder.tensorboard))}")
-    if folder.csv.exists():
-        lines.append(f"Metrics:     {folder.csv}")
-    lines.append(f"Test it:     python {shlex.join([*test, f'protocol=[{protocols}]'])}")
-    return "\n".join(lines)
-
-
-def collect_result(folder: RunFolder, validation_errors: list[float]) -> dict[str, Any]:
-    """Return the lowest validation top-1 error of a run and its epoch, for the table of --multirun."""
-    lowest = min(validation_errors, default=None)
-    epoch = None if lowest is None else validation_errors.index(lowest)
-    return {"run_folder": str(folder.path), "top1_error": lowest, "epoch": epoch}

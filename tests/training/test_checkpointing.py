@@ -76,7 +76,7 @@ def test_a_disk_that_fills_up_and_is_cleared(
     line = error_of(command("train.py", *RUN, *more))
     assert line.startswith("error: cannot write runs/small/last.ckpt: No space left on device; free some space")
     assert last.read_bytes() == before
-    assert [path.name for path in last.parent.glob(".*")] == []
+    assert [path.name for path in last.parent.glob(".*")] == [".lock"]
     monkeypatch.undo()
     result = command("train.py", *RUN, *more)
     assert result.returncode == 0, result.stderr
@@ -159,6 +159,7 @@ def test_results_are_not_overwritten_unless_told(image_folder: Path, tmp_path: P
     assert result.returncode == 0, result.stderr
     assert load_checkpoint(last)["global_step"] == 6
     assert len(list((tmp_path / "runs/small/tensorboard").iterdir())) <= 2
+    assert not list((tmp_path / "runs/small").rglob(".first-*"))
 
 
 @pytest.mark.parametrize("key", ["overwrite=true", "resume=false"])

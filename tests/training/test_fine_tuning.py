@@ -125,7 +125,9 @@ def test_a_run_starts_from_weights_once_and_refuses_other_keys(
     shutil.move(image_folder / "val/red", image_folder / "val/pink")
     assert "(class 2 was red, is pink)" in error_of(command("train.py", *arguments, *slow))
     write_image(image_folder / "train/violet/0.jpg", 90, 90, (90, 0, 90))
-    assert "(num_classes was 3, is 4)" in error_of(command("train.py", *arguments, *slow))
+    assert "(num_classes was 3, is 4; there were 24 training images, there are 25)" in error_of(
+        command("train.py", *arguments, *slow)
+    )
     assert before == {path: path.read_bytes() for path in before}
 
 
@@ -194,3 +196,25 @@ def test_a_run_with_a_frozen_backbone(image_folder: Path, tmp_path: Path, comman
     assert "freeze was backbone, is None" in error_of(command("train.py", *SMALL, *options[2:]))
     result = command("train.py", *SMALL, *options, "trainer.max_epochs=2")
     assert result.returncode == 0, result.stderr
+
+
+@pytest.mark.parametrize("hidden", [(32,), ()])
+def test_a_pyramid_in_another_order_computes_the_same(hidden: tuple[int, ...], tmp_path: Path) -> None:
+    options = {"hidden": hidden, "num_classes": 3}
+    other = write_checkpoint(tmp_path / "best.ckpt", levels=(6, 3, 3, 2, 1), **options)
+    net = build_net(**TINY, levels=(1, 3, 2, 6, 3), **options)
+    assert init_from(net, tmp_path / "best.ckpt").endswith("; new: nothing")
+    images = torch.rand(2, 3, 90, 70)
+    with torch.no_grad():
+        # The same products, added in another order.
+        torch.testing.assert_close(net.eval()(images), other(images), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("levels", [(5, 5), (7, 1), (4, 4, 4, 1, 1)])
+def test_other_bins_of_the_same_number_start_anew(levels: tuple[int, ...], tmp_path: Path) -> None:
+    other = write_checkpoint(tmp_path / "best.ckpt")
+    net = build_net(**TINY, num_classes=3, levels=levels)
+    assert net.pool.bins == other.pool.bins == 50
+    before = net.get_submodule("head.hidden1").weight.clone()
+    assert "new: head.hidden1 (other bins)" in init_from(net, tmp_path / "best.ckpt")
+    assert torch.equal(net.get_submodule("head.hidden1").weight, before)

@@ -1,0 +1,91 @@
+"""What a run folder may be called, and what a run in it is resumed with."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from spp_cls import UserError
+from spp_cls.training.run_folder import check_names
+from tests.conftest import CLASSES, Command, error_of
+from tests.training.test_checkpointing import RUN
+
+
+@pytest.mark.parametrize(
+    ("name", "folder", "message"),
+    [
+        ("../x", "runs/../x", "name='../x' is not a folder below runs/; set run_folder to a folder elsewhere"),
+        ("a/../../x", "runs/x", "is not a folder below runs/"),
+        ("/x", "runs//x", "is not a folder below runs/"),
+        ("", "runs/", "name='' is not a folder below runs/"),
+        (".", "runs/.", "name='.' is not a folder below runs/"),
+        ("a\nb", "runs/a\nb", "has characters that cannot be printed"),
+        ("a", "x/a\0b", "run_folder='x/a\\x00b' has characters that cannot be printed"),
+        ("a" * 256, "runs/a", "name has a part of 256 bytes, and file systems take 255; shorten it"),
+        ("a", "runs/" + "ü" * 128, "run_folder has a part of 256 bytes"),
+    ],
+)
+def test_names_that_are_refused(name: str, folder: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        check_names(name, folder)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_names_that_are_taken() -> None:
+    for name, folder in (("a", "runs/a"), ("a/b", "runs/a/b"), ("a", "../x"), ("ü" * 127, "/x"), ("a..b", "runs/a..b")):
+        check_names(name, folder)
+
+
+def test_a_name_is_refused_before_anything_is_made(image_folder: Path, tmp_path: Path, command: Command) -> None:
+    for name in ("../x", "a" * 300):
+        assert "name" in error_of(command("train.py", *RUN, f"name={name}"))
+    # A path of too many parts is found by the system.
+    long = "/".join(["a" * 250] * 20)
+    assert "File name too long" in error_of(command("train.py", *RUN, f"run_folder={long}"))
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_what_is_not_resumed(image_folder: Path, tmp_path: Path, command: Command) -> None:
+    run = tmp_path / "runs/small"
+    more = ("trainer.max_epochs=2",)
+    assert command("train.py", *RUN, *more).returncode == 0
+    before = {path: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    line = error_of(command("train.py", *RUN))
+    assert line == "error: the run in runs/small is in its epoch 2 already; set trainer.max_epochs to 2 or more"
+
+    config = (run / "config.yaml").read_text()
+    for text in ("- a\n- b\n", "a: [", "\x00", "7", "data: 3", "optimizer: [1]", "${a}", "data: ${nothing}"):
+        (run / "config.yaml").write_text(text)
+        line = error_of(command("train.py", *RUN, *more))
+        assert line.startswith("error: runs/small/config.yaml is not a configuration of train.py; put the earlier")
+    (run / "config.yaml").write_bytes(b"\xff\xfe")
+    assert "is not a configuration of train.py" in error_of(command("train.py", *RUN, *more))
+    (run / "config.yaml").write_text(config)
+
+    for name in CLASSES:
+        shutil.move(image_folder / f"train/{name}/7.jpg", tmp_path / f"{name}.jpg")
+    line = error_of(command("train.py", *RUN, *more))
+    assert "(there were 24 training images, there are 21)" in line
+    assert before == {path: path.read_bytes() for path in before}
+    for name in CLASSES:
+        shutil.move(tmp_path / f"{name}.jpg", image_folder / f"train/{name}/7.jpg")
+    # All as it was: nothing is left to train.
+    assert command("train.py", *RUN, *more).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("trainer.limit_val_batches=0", "trainer.limit_val_batches is a whole number above 0 or a number above 0"),
+        ("trainer.limit_val_batches=0.1", "trainer.limit_val_batches=0.1 of 2 batches is none; set a number of"),
+        ("trainer.limit_train_batches=0.01", "trainer.limit_train_batches=0.01 of 3 batches is none"),
+        ("trainer.limit_train_batches=0", "trainer.limit_train_batches is a whole number above 0 or a number above 0"),
+        ("trainer.max_epochs=0", "trainer.max_epochs is a whole number from 1, not 0"),
+    ],
+)
+def test_runs_that_would_train_or_validate_on_nothing(
+    override: str, message: str, image_folder: Path, tmp_path: Path, command: Command
+) -> None:
+    assert message in error_of(command("train.py", *RUN, override))
+    assert not (tmp_path / "runs").exists()
