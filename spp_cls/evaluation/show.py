@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from spp_cls.cli.arguments import parse_arguments
-from spp_cls.cli.errors import UserError, end_in_one_line
+from spp_cls.cli.arguments import parse_arguments, run_tool
+from spp_cls.cli.errors import UserError
 from spp_cls.cli.schema import key
 from spp_cls.cli.targets import import_plugins
 from spp_cls.data.loading.dataset import read_image
@@ -54,4 +54,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    end_in_one_line(lambda: main(sys.argv[1:]))
+    run_tool(main, sys.argv[1:])
