@@ -39,6 +39,8 @@ def test(keys: EvalKeys, cfg: DictConfig) -> None:
     if keys.out and fabric.is_global_zero:
         # Better to find a file that cannot be written before the work than after it.
         append_csv([], keys.out)
+    # Others may have added rows between the readings of two processes.
+    done = fabric.broadcast(done)
     workers = count_workers(keys.data.num_workers, fabric.world_size // keys.trainer.num_nodes)
     rows: list[Row] = []
     for path in paths:

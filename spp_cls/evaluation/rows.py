@@ -81,8 +81,7 @@ def append_csv(rows: Iterable[Row], path: str | Path) -> None:
     """
     path = Path(path)
     try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path} is not a file; choose another with out=PATH")
+        _check_is_file(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with _open_alone(path) as file:
             written = _read_rows(file, path)
@@ -116,14 +115,21 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
     """Read the rows of a file that append_csv wrote, as text; no file, or an empty one, means no rows.
 
     Raises:
-        UserError: if the file has other columns.
+        UserError: if the file has other columns, or is none.
     """
     path = Path(path)
+    _check_is_file(path)
     if not path.exists():
         return []
     # A file that is not text has other columns too.
     with path.open(newline="", errors="replace") as file:
         return _read_rows(file, path)
+
+
+def _check_is_file(path: Path) -> None:
+    # A pipe would be waited for, and a device is read without end.
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is not a file; choose another with out=PATH")
 
 
 def _read_rows(file: IO[str], path: Path) -> list[dict[str, str]]:

@@ -66,6 +66,8 @@ def test_what_is_no_file_is_refused_and_stays(tmp_path: Path) -> None:
     for path in ("/dev/full", tmp_path / "pipe", tmp_path):
         with pytest.raises(UserError, match="is not a file; choose another with out=PATH"):
             append_csv([row()], path)
+        with pytest.raises(UserError, match="is not a file; choose another with out=PATH"):
+            read_csv(path)
     (tmp_path / "rows.csv").touch()
     (tmp_path / "link.csv").symlink_to("rows.csv")
     append_csv([row()], tmp_path / "link.csv")
