@@ -176,7 +176,8 @@ def error_of(result: subprocess.CompletedProcess[str]) -> str:
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """Print what tests of many cases counted."""
-    for report in terminalreporter.getreports("passed"):
-        for name, value in report.user_properties:
+    # Reports of setting up and clearing up, at which the counts are complete, are under no name.
+    for report in terminalreporter.stats.get("", []):
+        for name, value in getattr(report, "user_properties", []):
             if name == "counts" and report.when == "teardown":
                 terminalreporter.write_line(f"{report.nodeid}: {value}")
