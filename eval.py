@@ -15,7 +15,13 @@ from spp_cls.cli.terminal import format_table
 from spp_cls.data.loading.workers import count_workers
 from spp_cls.data.sources import identify_source, open_source
 from spp_cls.evaluation.predictions import write_csv
-from spp_cls.evaluation.report import choose_protocols, evaluate_checkpoint, find_checkpoints
+from spp_cls.evaluation.report import (
+    IDENTITY,
+    choose_protocols,
+    evaluate_checkpoints,
+    find_checkpoints,
+    group_checkpoints,
+)
 from spp_cls.evaluation.rows import Row, append_csv, read_csv
 
 CONFIG_DIR = Path(__file__).parent.resolve() / "conf"
@@ -25,12 +31,11 @@ def test(keys: EvalKeys, cfg: DictConfig) -> None:
     """Test a checkpoint, or all of a folder; print a table and, as the last line, the rows as JSON."""
     import_plugins(keys.plugins)
     protocols = choose_protocols(keys.protocol, keys.scales, keys.positions, keys.flips)
-    paths = find_checkpoints(keys.ckpt)
-    if keys.predictions and len(paths) > 1:
-        raise UserError(f"predictions are for one checkpoint, and {keys.ckpt} has {len(paths)}; name one")
-    written = read_csv(keys.out) if keys.out else []
-    identity = ("checkpoint_sha256", "protocol", "data_digest", "precision")
-    done = {tuple(row[column] for column in identity) for row in written if Path(keys.ckpt).is_dir()}
+    groups = group_checkpoints(find_checkpoints(keys.ckpt), keys.ensemble)
+    if keys.predictions and len(groups) > 1 and not keys.ensemble:
+        raise UserError(f"predictions are for one checkpoint, and ckpt has {len(groups)}; name one")
+    written = read_csv(keys.out) if keys.out and len(groups) > 1 and not keys.predictions else []
+    done = {tuple(row[column] for column in IDENTITY) for row in written}
     source = open_source(keys.data.kind, keys.data.root, "val")
     data = identify_source(keys.data.kind, keys.data.root, source)
     with command.convert_lightning_errors("trainer"):
@@ -43,16 +48,16 @@ def test(keys: EvalKeys, cfg: DictConfig) -> None:
     done = fabric.broadcast(done)
     workers = count_workers(keys.data.num_workers, fabric.world_size // keys.trainer.num_nodes)
     rows: list[Row] = []
-    for path in paths:
-        new, predictions = evaluate_checkpoint(
-            path, protocols, source, data, fabric, precision=keys.trainer.precision, max_pixels=keys.max_pixels,
+    for members in groups:
+        new, predictions = evaluate_checkpoints(
+            members, protocols, source, data, fabric, precision=keys.trainer.precision, max_pixels=keys.max_pixels,
             num_workers=workers, timeout=keys.data.timeout, done=done,
         )  # fmt: skip
         rows += new
         if fabric.is_global_zero:
             if keys.out:
                 append_csv(new, keys.out)
-            if keys.predictions and predictions:
+            if keys.predictions and members is groups[-1]:
                 write_csv(predictions, source, keys.predictions)
     if fabric.is_global_zero:
         header = ("checkpoint", "protocol", "views", "top-1 error %", "top-5 error %", "images")

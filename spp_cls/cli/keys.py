@@ -115,7 +115,9 @@ class TrainKeys:
 class EvalKeys:
     """The keys of eval.py."""
 
-    ckpt: str = key()
+    # A path or a list of paths.
+    ckpt: Any = key()
+    ensemble: bool = key()
     # A name or a list of names.
     protocol: Any = key()
     scales: list[int] | None = key(least=1, most=10_000)

@@ -19,7 +19,7 @@ from spp_cls.models.net import SPPNet
 
 
 def evaluate(
-    net: SPPNet,
+    net: SPPNet | Sequence[SPPNet],
     source: ImageSource,
     protocols: Sequence[str | Protocol],
     fabric: Fabric | None = None,
@@ -30,10 +30,11 @@ def evaluate(
 ) -> dict[str, Predictions]:
     """Score every image once under each protocol; return the predictions by the protocol's name.
 
-    The network is in evaluation mode. With a fabric it is on the fabric's device, the images are divided among the
-    processes without padding, and every process gets the predictions of all images; without one, this process scores
-    them all on the network's device. Predictions are in the order of `source`. `max_pixels` bounds the images of one
-    pass through the network, and `timeout` the seconds in which workers read a batch (0: any time).
+    The scores of several networks, all for crops of one size, are averaged. They are in evaluation mode. With a
+    fabric they are on the fabric's device, the images are divided among the processes without padding, and every
+    process gets the predictions of all images; without one, this process scores them all on the networks' device.
+    Predictions are in the order of `source`. `max_pixels` bounds the images of one pass through a network. A batch may
+    take `timeout` seconds to be read by workers (0: any time).
 
     Raises:
         UserError: if a protocol is unknown or the network cannot run it, the classes are not the network's, or a batch
@@ -41,13 +42,16 @@ def evaluate(
         UndecodableImageError: if an image is damaged.
     """
     chosen = [get_protocol(each) if isinstance(each, str) else each for each in protocols]
-    check_protocols(net, chosen)
-    check_classes(net, source)
+    nets = [net] if isinstance(net, SPPNet) else list(net)
+    for each in nets:
+        check_protocols(each, chosen)
+        check_classes(each, source)
+    (input_size,) = {each.config.input_size for each in nets}
     rank, world_size = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
     views = {view for protocol in chosen for view in protocol.views}
     # Neighbours in a data set often have the same shape; every process should get its share of each shape.
     indices = range(rank, len(source), world_size)
-    batches = load_views(source, indices, views, net.config.input_size, max_pixels, num_workers, timeout)
+    batches = load_views(source, indices, views, input_size, max_pixels, num_workers, timeout)
     scored: dict[str, list[Predictions]] = {protocol.name: [] for protocol in chosen}
     bar = tqdm(
         total=len(indices),
@@ -62,8 +66,8 @@ def evaluate(
     with bar, torch.inference_mode():
         for batch in batches:
             with fabric.autocast() if fabric else nullcontext():
-                logits = view_features(net, batch.images, views, max_pixels=max_pixels)
-            scores = {view: each.float().softmax(1) for view, each in logits.items()}
+                logits = [view_features(each, batch.images, views, max_pixels=max_pixels) for each in nets]
+            scores = {view: torch.stack([each[view].float().softmax(1) for each in logits]).mean(0) for view in views}
             for protocol in chosen:
                 mean = torch.stack([scores[view] for view in protocol.views]).mean(0)
                 scored[protocol.name].append(Predictions.from_scores(mean, batch.labels, batch.indices))

@@ -1,10 +1,12 @@
-"""A checkpoint and protocols -> rows of results."""
+"""Checkpoints and protocols -> rows of results."""
 
+import hashlib
 import platform
 import time
 from collections.abc import Collection, Sequence
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -16,23 +18,50 @@ from spp_cls.evaluation.evaluate import evaluate
 from spp_cls.evaluation.predictions import Predictions
 from spp_cls.evaluation.protocols import PROTOCOLS, Protocol, get_protocol, make_protocol
 from spp_cls.evaluation.rows import Row, describe_hardware, hash_file
-from spp_cls.models.checkpoint import create_net_from_checkpoint, describe_training_sizes, load_checkpoint
+from spp_cls.models.checkpoint import (
+    create_net_from_checkpoint,
+    describe_seed,
+    describe_training_sizes,
+    load_checkpoint,
+)
 from spp_cls.models.net import SPPNet
 
+# What a row of results measures: rows that agree in these are the same measurement.
+IDENTITY = ("checkpoint_sha256", "protocol", "data_digest", "precision")
 
-def find_checkpoints(path: str | Path) -> list[Path]:
-    """Return the checkpoint itself, or the best checkpoint of every run below a folder.
+
+def find_checkpoints(names: Any) -> list[Path]:
+    """Return the checkpoints of a path or a list of paths; of a folder, the best checkpoint of every run below it.
 
     Raises:
-        UserError: if a folder has no checkpoint below it.
+        UserError: if there are no paths, or a folder has no checkpoint below it.
     """
-    path = Path(path)
+    names = [names] if isinstance(names, str) else names
+    if not has_type(names, list[str]) or not names:
+        raise UserError(
+            f"ckpt is a path or a list of paths, such as [runs/a/best.ckpt,runs/b/best.ckpt], not {names!r}"
+        )
+    return list(dict.fromkeys(path for name in names for path in _find_below(Path(name))))
+
+
+def _find_below(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     found = sorted(path.rglob("best.ckpt"))
     if not found:
         raise UserError(f"there is no best.ckpt in the folders below {path}; give a checkpoint or a folder of runs")
     return found
+
+
+def group_checkpoints(paths: Sequence[Path], ensemble: bool) -> list[list[Path]]:
+    """Return each checkpoint by itself and, for an ensemble, all together.
+
+    Raises:
+        UserError: if an ensemble has one member.
+    """
+    if ensemble and len(paths) < 2:
+        raise UserError(f"ensemble=true averages several networks, and ckpt has {len(paths)}; give a list or a folder")
+    return [*([path] for path in paths), *([list(paths)] if ensemble else [])]
 
 
 def choose_protocols(
@@ -56,17 +85,16 @@ def choose_protocols(
     return [make_protocol(scales or [], positions, flips) if name == "custom" else get_protocol(name) for name in names]
 
 
-def list_protocols(net: SPPNet) -> list[Protocol]:
-    """Return every protocol that a network can run: without SPP, those on crops."""
+def list_protocols(nets: Sequence[SPPNet]) -> list[Protocol]:
+    """Return every protocol that all of the networks can run: without SPP, those on crops."""
+    take_any_size = all(net.config.takes_any_size for net in nets)
     return [
-        protocol
-        for protocol in PROTOCOLS.values()
-        if net.config.takes_any_size or not any(view.on_maps for view in protocol.views)
+        protocol for protocol in PROTOCOLS.values() if take_any_size or not any(view.on_maps for view in protocol.views)
     ]
 
 
-def evaluate_checkpoint(
-    path: Path,
+def evaluate_checkpoints(
+    paths: Sequence[Path],
     protocols: Sequence[Protocol] | None,
     source: ImageSource,
     data: SourceIdentity,
@@ -78,24 +106,26 @@ def evaluate_checkpoint(
     timeout: float = 0,
     done: Collection[tuple[str, ...]] = (),
 ) -> tuple[list[Row], dict[str, Predictions]]:
-    """Test a checkpoint under protocols (None: all it can run); return a row for each, and the predictions.
+    """Test a checkpoint, or the mean of the scores of several, under protocols; return rows and predictions.
 
-    `data` is the identity of `source`. `done` are the (checkpoint's SHA-256, protocol, data's digest, precision) to
-    leave out. A batch may take `timeout` seconds to be read by workers (0: any time).
+    `protocols` None are all that the networks can run; there is a row for each. `data` is the identity of `source`.
+    `done` are the values of IDENTITY to leave out. A batch may take `timeout` seconds to be
+    read by workers (0: any time).
 
     Raises:
         UserError: as evaluate and load_checkpoint do.
     """
-    checkpoint = load_checkpoint(path)
-    net = create_net_from_checkpoint(checkpoint)
-    sha256 = hash_file(path)
-    wanted = list_protocols(net) if protocols is None else protocols
-    wanted = [protocol for protocol in wanted if (sha256, protocol.name, data.digest, precision) not in done]
+    nets, descriptions = zip(*map(_open_checkpoint, paths), strict=True)
+    description = _join_descriptions(descriptions)
+    wanted = list_protocols(nets) if protocols is None else protocols
+    identity = (data.digest, precision)
+    wanted = [each for each in wanted if (description["checkpoint_sha256"], each.name, *identity) not in done]
     if not wanted:
         return [], {}
-    fabric.to_device(net.to(memory_format=torch.channels_last))
+    for net in nets:
+        fabric.to_device(net.to(memory_format=torch.channels_last))
     start = time.perf_counter()
-    predictions = evaluate(net, source, wanted, fabric, max_pixels, num_workers, timeout=timeout)
+    predictions = evaluate(nets, source, wanted, fabric, max_pixels, num_workers, timeout=timeout)
     seconds = time.perf_counter() - start
     crop10 = predictions.get("crop10")
     rows = [
@@ -106,18 +136,10 @@ def evaluate_checkpoint(
             top5_error=predictions[protocol.name].error(5),
             images=len(predictions[protocol.name]),
             agreement_with_crop10=predictions[protocol.name].agreement_with(crop10) if crop10 else None,
-            net=net.config.name,
-            pooling=net.config.pooling,
-            levels=" ".join(map(str, net.pool.levels)),
-            sizes=describe_training_sizes(checkpoint),
-            input_size=net.config.input_size,
-            epochs=checkpoint["epoch"] + 1,
-            parameters=sum(parameter.numel() for parameter in net.parameters()),
+            **description,
             data=data.name,
             data_digest=data.digest,
             stored_side=data.stored_side,
-            checkpoint=str(path),
-            checkpoint_sha256=sha256,
             precision=precision,
             seconds=round(seconds, 3),
             images_per_second=round(len(source) / seconds, 3),
@@ -129,3 +151,42 @@ def evaluate_checkpoint(
         for protocol in wanted
     ]
     return rows, predictions
+
+
+def _open_checkpoint(path: Path) -> tuple[SPPNet, dict[str, Any]]:
+    """Return the network of a checkpoint, and what a row says of it."""
+    checkpoint = load_checkpoint(path)
+    net = create_net_from_checkpoint(checkpoint)
+    return net, {
+        "networks": 1,
+        "net": net.config.name,
+        "width": f"{net.config.width:g}",
+        "pooling": net.config.pooling,
+        "levels": " ".join(map(str, net.pool.levels)),
+        "sizes": describe_training_sizes(checkpoint),
+        "input_size": net.config.input_size,
+        "seed": describe_seed(checkpoint),
+        "epochs": checkpoint["epoch"] + 1,
+        "parameters": sum(parameter.numel() for parameter in net.parameters()),
+        "checkpoint": str(path),
+        "checkpoint_sha256": hash_file(path),
+    }
+
+
+def _join_descriptions(descriptions: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Describe networks whose scores are averaged: Row says how."""
+    first = descriptions[0]
+    if len(descriptions) == 1:
+        return first
+    sizes = {each["input_size"] for each in descriptions}
+    if len(sizes) > 1:
+        raise UserError(f"networks of one ensemble take crops of one size, and these {sorted(sizes)}; test them apart")
+    digests = "".join(each["checkpoint_sha256"] for each in descriptions)
+    joined = {name: " + ".join(dict.fromkeys(str(each[name]) for each in descriptions)) for name in first}
+    return joined | {
+        "networks": len(descriptions),
+        "input_size": first["input_size"],
+        "epochs": max(each["epochs"] for each in descriptions),
+        "parameters": sum(each["parameters"] for each in descriptions),
+        "checkpoint_sha256": hashlib.sha256(digests.encode()).hexdigest(),
+    }

@@ -20,11 +20,12 @@ from spp_cls.data.loading.workers import count_cpus
 
 @dataclass(frozen=True)
 class Row:
-    """The errors of a checkpoint under a protocol, in percent, and all that is needed to judge them.
+    """The errors of a network, or of several whose scores are averaged, under a protocol, in percent.
 
-    `data`, `data_digest` and `stored_side` are those of SourceIdentity. `agreement_with_crop10` is the percentage of
-    images whose best class is that of crop10, where both were tested together. `seconds` is the time of all protocols
-    that were tested together, which share work.
+    The rest is what is needed to judge them. Of several `networks`, different values are joined by +, parameters are
+    added, and `checkpoint_sha256` is that of their digests. `data`, `data_digest` and `stored_side` are those of
+    SourceIdentity. `agreement_with_crop10` is the percentage of images whose best class is that of crop10, where both
+    were tested together. `seconds` is the time of all protocols that were tested together, which share work.
     """
 
     protocol: str
@@ -33,11 +34,14 @@ class Row:
     top5_error: float
     images: int
     agreement_with_crop10: float | None
+    networks: int
     net: str
+    width: str
     pooling: str
     levels: str
     sizes: str
     input_size: int
+    seed: str
     epochs: int
     parameters: int
     data: str
@@ -57,7 +61,7 @@ class Row:
 _COLUMNS = [field.name for field in fields(Row)]
 
 # Files of 0.1 are read without these.
-_NEW_COLUMNS = ("data_digest", "stored_side")
+_NEW_COLUMNS = ("networks", "width", "seed", "data_digest", "stored_side")
 
 
 def hash_file(path: str | Path) -> str:

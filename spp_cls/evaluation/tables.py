@@ -71,6 +71,8 @@ def find_result(paper_row: dict[str, str], ours: Sequence[dict[str, str]]) -> di
         if paper_row["net"]
         and (row["data"], row["images"]) == ("imagenet", _IMAGENET_VAL)
         and all(row[key] == paper_row[key] for key in _IDENTITY)
+        and row["networks"] in ("", "1")
+        and row["width"] in ("", "1")
         and _is_sharp(row)
     ]
     return same[-1] if same else None

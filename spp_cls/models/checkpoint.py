@@ -146,6 +146,11 @@ def describe_training_sizes(checkpoint: dict[str, Any]) -> str:
     return text if shape == "crop" else f"{text} {shape}"
 
 
+def describe_seed(checkpoint: dict[str, Any]) -> str:
+    """Return the seed of a checkpoint's training; empty if it does not say."""
+    return str(checkpoint.get("datamodule_hyper_parameters", {}).get("seed", ""))
+
+
 def load_net(path: str | Path) -> SPPNet:
     """Rebuild a network from a checkpoint or an exported safetensors folder alone, on the CPU, in evaluation mode.
 

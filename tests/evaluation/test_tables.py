@@ -24,6 +24,8 @@ def row(**values: object) -> Row:
     numbers = {field.name: 0 for field in fields(Row)}
     given = {
         "stored_side": None,
+        "networks": 1,
+        "width": "1",
         "input_size": 224,
         "net": "zf5",
         "pooling": "spp",
@@ -56,10 +58,12 @@ def test_only_the_same_measurement_stands_beside_the_papers(tmp_path: Path) -> N
         row(images=3925),
         row(sizes="single", protocol="map10"),
         row(levels="4 3 2 1"),
+        row(networks=3),
+        row(width="0.5"),
     ]
     append_csv(others, tmp_path / "ours.csv")
     paper, ours = read_results(tmp_path)
-    assert len(ours) == 4
+    assert len(ours) == 6
     for _, _, rows in build_paper_tables(paper, ours):
         assert all(cells[3] == cells[4] == cells[6] == cells[7] == "" for cells in rows)
     append_csv([row(top1_error=34.2, top5_error=13.9)], tmp_path / "ours.csv")
