@@ -4,7 +4,6 @@ import hashlib
 import platform
 import time
 from collections.abc import Collection, Sequence
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from spp_cls.data.sources import ImageSource, SourceIdentity
 from spp_cls.evaluation.evaluate import evaluate
 from spp_cls.evaluation.predictions import Predictions
 from spp_cls.evaluation.protocols import PROTOCOLS, Protocol, get_protocol, make_protocol
-from spp_cls.evaluation.rows import Row, describe_hardware, hash_file
+from spp_cls.evaluation.rows import Row, describe_hardware, find_version, hash_file
 from spp_cls.models.checkpoint import (
     create_net_from_checkpoint,
     describe_seed,
@@ -143,7 +142,7 @@ def evaluate_checkpoints(
             precision=precision,
             seconds=round(seconds, 3),
             images_per_second=round(len(source) / seconds, 3),
-            spp_cls=version("spp_cls"),
+            spp_cls=find_version(),
             torch=torch.__version__,
             python=platform.python_version(),
             hardware=describe_hardware(),

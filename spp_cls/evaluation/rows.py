@@ -5,9 +5,11 @@ import errno
 import hashlib
 import os
 import platform
+import tomllib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import IO
 
@@ -75,6 +77,15 @@ def describe_hardware() -> str:
     if torch.cuda.is_available():
         return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
     return f"{count_cpus()} CPU cores, {platform.machine()}"
+
+
+def find_version() -> str:
+    """Return the version of this package, which may be a checkout that is not installed."""
+    try:
+        return version("spp_cls")
+    except PackageNotFoundError:
+        project = Path(__file__).parents[2] / "pyproject.toml"
+        return str(tomllib.loads(project.read_text())["project"]["version"])
 
 
 def append_csv(rows: Iterable[Row], path: str | Path) -> None:

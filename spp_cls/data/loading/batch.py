@@ -67,15 +67,17 @@ def collate(samples: Iterable[Sample], count: int) -> Batch:
 
 def make_batch(pixels: Tensor, parameters: Iterable[tuple[Any, ...]]) -> Batch:
     """Make a batch of N x H x W x 3 pixels and what the N samples hold beside them, on the device of the pixels."""
-    labels, indices, flips, colour_shifts, replaced = zip(*parameters, strict=True)
-    return Batch(
-        pixels.permute(0, 3, 1, 2),
-        torch.tensor(labels, device=pixels.device),
-        torch.tensor(indices, device=pixels.device),
-        torch.tensor(flips, device=pixels.device),
-        torch.from_numpy(np.stack(colour_shifts)).to(pixels.device),
-        [message for messages in replaced for message in messages],
+    *columns, replaced = zip(*parameters, strict=True)
+    labels, indices, flips, colour_shifts = (
+        _copy_unless_there(torch.from_numpy(np.array(column)), pixels.device) for column in columns
     )
+    messages = [message for several in replaced for message in several]
+    return Batch(pixels.permute(0, 3, 1, 2), labels, indices, flips, colour_shifts, messages)
+
+
+def _copy_unless_there(values: Tensor, device: torch.device) -> Tensor:
+    # From pinned memory, as a GPU would first finish its queue for another copy.
+    return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values.to(device)
 
 
 def _allocate_shared(shape: tuple[int, ...]) -> Tensor:
