@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from timing import StepOptions, describe_run, parse_options, time_in_turns, write_json
+from timing import StepOptions, choose_device, describe_run, parse_options, time_in_turns, write_json
 from torch import Tensor, nn
 
 from spp_cls import LocalResponseNorm, SpatialPyramidPool, SPPNet, build_net
@@ -54,9 +54,8 @@ def step(layer: nn.Module, inputs: Tensor, gradient: Tensor) -> None:
     torch.autograd.grad(layer(inputs), wanted, gradient)
 
 
-def measure_shares(name: str, size: int, batch: int, repeats: int) -> dict[str, float]:
+def measure_shares(name: str, size: int, batch: int, repeats: int, device: torch.device) -> dict[str, float]:
     """Return the share of each kind of layer, and of the optimizer, in their sum."""
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     net = build_net(name, init="kaiming").to(device).to(memory_format=torch.channels_last)
     values = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
     runs: dict[str, Any] = {}
@@ -75,7 +74,7 @@ def measure_shares(name: str, size: int, batch: int, repeats: int) -> dict[str, 
     for parameter in net.parameters():
         parameter.grad = torch.zeros_like(parameter)
     runs["SGD"], kinds["SGD"] = optimizer.step, "SGD"
-    seconds = time_in_turns(runs, repeats)
+    seconds = time_in_turns(runs, repeats, device)
     total = sum(seconds.values())
     shares = dict.fromkeys([*KINDS.values(), "SGD"], 0.0)
     for label, value in seconds.items():
@@ -86,11 +85,12 @@ def measure_shares(name: str, size: int, batch: int, repeats: int) -> dict[str, 
 def main(arguments: list[str]) -> None:
     """Measure all nets at all sizes, print a table and write it as JSON."""
     options = parse_options(Options, arguments, "python benchmarks/layers.py nets=zf5 out=results/layers.json")
+    device = choose_device(options.device)
     keep_freed_memory()
     kinds = [*KINDS.values(), "SGD"]
-    results = describe_run("python benchmarks/layers.py", batch=options.batch, kinds=kinds, steps=[])
+    results = describe_run("python benchmarks/layers.py", device, batch=options.batch, kinds=kinds, steps=[])
     for name, size in itertools.product(options.nets, options.sizes):
-        shares = measure_shares(name, size, options.batch, options.repeats)
+        shares = measure_shares(name, size, options.batch, options.repeats, device)
         results["steps"].append({"net": name, "size": size, "shares": shares})
     cells = [
         (entry["net"], entry["size"], *(f"{100 * entry['shares'][kind]:.1f} %" for kind in kinds))

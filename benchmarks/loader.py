@@ -49,6 +49,8 @@ MIN_SIDE, CROP = 256, 224
 # Each turn goes so many times through the images.
 PASSES = 4
 
+CPU = torch.device("cpu")
+
 Turn = Callable[[], Any]
 
 
@@ -82,7 +84,7 @@ def decoders(images: list[bytes], repeats: int) -> dict[str, float]:
     def turn(one: Callable[[bytes], Any]) -> Turn:
         return lambda: [one(data) for data in images]
 
-    seconds = time_in_turns({name: turn(one) for name, one in each.items()}, repeats)
+    seconds = time_in_turns({name: turn(one) for name, one in each.items()}, repeats, CPU)
     return {name: len(images) / value for name, value in seconds.items()}
 
 
@@ -174,7 +176,7 @@ def speeds(files: ImageSource, packed: dict[str, ImageSource], num_workers: int,
     if not num_workers:
         for name, each in {"files": files, **packed}.items():
             turns[f"bare decoding of {name}"] = bare_decoding([bytes(each.read(i)) for i in range(len(each))])
-    seconds = time_in_turns(turns, repeats)
+    seconds = time_in_turns(turns, repeats, CPU)
     rates = {name: len(whole) // BATCH * BATCH / value for name, value in seconds.items()}
     for name in rates:
         if not name.startswith("ours"):
@@ -282,6 +284,7 @@ def main(arguments: list[str]) -> None:
     files = open_source("imagefolder", options.root, "train")
     results = describe_run(
         "python benchmarks/loader.py data.root=FOLDER",
+        CPU,
         images=len(files),
         mean_kilobytes=sum(len(files.read(i)) for i in range(len(files))) / len(files) / 1e3,
         **{name: version(name) for name in ("torchvision", "timm", "pillow", "simplejpeg", "pyarrow")},

@@ -13,7 +13,7 @@ from typing import Any
 
 import timing
 import torch
-from timing import describe_run, parse_options, time_in_turns, write_json
+from timing import choose_device, describe_run, parse_options, time_in_turns, write_json
 from torch import Tensor, nn
 
 from spp_cls import LocalResponseNorm
@@ -28,6 +28,7 @@ LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last
 class Options(timing.Options):
     """The keys of this script."""
 
+    compiled: bool = key(True, help="measure the compiled layer too")
     repeats: int = key(9, least=1, help="turns of each side, whose medians count")
     shape: tuple[int, ...] = key((32, 96, 110, 110), least=1, help="shape of the maps: N, C, H, W")
 
@@ -62,20 +63,21 @@ def _read_status(key: str) -> int:
 def main(arguments: list[str]) -> None:
     """Compare in both layouts, print a table and write it as JSON."""
     options = parse_options(Options, arguments, "python benchmarks/lrn.py out=results/lrn.json")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(options.device)
     shape = options.shape
     norms: dict[str, Callable[[Tensor], Tensor]] = {
         "torch": nn.LocalResponseNorm(5),
         "ours": LocalResponseNorm(5),
-        "ours compiled": torch.compile(LocalResponseNorm(5), dynamic=False),
     }
-    results = describe_run("python benchmarks/lrn.py", shape=shape)
+    if options.compiled:
+        norms["ours compiled"] = torch.compile(LocalResponseNorm(5), dynamic=False)
+    results = describe_run("python benchmarks/lrn.py", device, shape=shape)
     cells = []
     for name, layout in LAYOUTS.items():
         maps = torch.randn(shape, device=device).mul_(50).relu_().to(memory_format=layout).requires_grad_()
         gradient = torch.randn(shape, device=device).to(memory_format=layout)
         runs = {key: partial(step, norm, maps, gradient) for key, norm in norms.items()}
-        seconds = time_in_turns(runs, options.repeats)
+        seconds = time_in_turns(runs, options.repeats, device)
         memory = {key: measure_extra_memory(run, maps) for key, run in runs.items()}
         ratios = {key: seconds["torch"] / value for key, value in seconds.items()}
         results[name] = {"seconds": seconds, "times_faster": ratios, "extra_feature_maps": memory}

@@ -6,17 +6,20 @@ each ratio of times stands the ratio of multiply-adds of convolutions and fc lay
 
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import timing
 import torch
-from timing import Options, count_multiply_adds, describe_run, parse_options, time_in_turns, write_json
+from timing import choose_device, count_multiply_adds, describe_run, parse_options, time_in_turns, write_json
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from spp_cls import SPPNet, build_net, pool_windows
 from spp_cls.cli.errors import end_in_one_line
+from spp_cls.cli.schema import key
 from spp_cls.data.loading.batch import normalize
 from spp_cls.data.transforms.crops import find_corner
 from spp_cls.evaluation import PROTOCOLS, Cut, View, view_features
@@ -25,10 +28,19 @@ from spp_cls.evaluation.windows import find_cells
 
 MAX_PIXELS = 8_000_000
 WINDOW = 224
-RANDOM_WINDOWS = 2000
 
 
-def draw_images(views: list[View], count: int) -> dict[Cut, Tensor]:
+@dataclass(frozen=True)
+class Options(timing.Options):
+    """The keys of this script."""
+
+    nets: tuple[str, ...] = key(("zf5", "overfeat7"), help="networks to measure")
+    width: float = key(1.0, above=0, help="factor of their channels")
+    images: int = key(16, least=4, help="images of map10; map96 takes a quarter of them")
+    windows: int = key(2000, least=1, help="random windows of one image")
+
+
+def draw_images(views: list[View], count: int, device: torch.device) -> dict[Cut, Tensor]:
     """Draw 4:3 images of noise in the cuts that views on maps, or the same on crops, are computed from."""
     generator = torch.Generator().manual_seed(0)
     whole: dict[int, Tensor] = {}
@@ -38,7 +50,7 @@ def draw_images(views: list[View], count: int) -> dict[Cut, Tensor]:
         if scale not in whole:
             shape = (count, 3, scale, round(scale * 4 / 3))
             pixels = torch.randint(256, shape, generator=generator, dtype=torch.uint8)
-            whole[scale] = pixels.contiguous(memory_format=torch.channels_last)
+            whole[scale] = pixels.to(device).contiguous(memory_format=torch.channels_last)
         cut = get_cut(view, WINDOW)
         if cut.position is None:
             cuts[cut] = whole[scale]
@@ -52,13 +64,14 @@ def draw_images(views: list[View], count: int) -> dict[Cut, Tensor]:
 def compare_views(net: SPPNet, protocol: str, images: int, repeats: int) -> dict[str, Any]:
     """Compare crops and maps over the windows of a protocol."""
     on_maps = list(PROTOCOLS[protocol].views)
+    device = find_device(net)
     on_crops = [view._replace(on_maps=False) for view in on_maps]
     runs: dict[str, Callable[[], Any]] = {}
     for name, views in (("crops", on_crops), ("maps", on_maps)):
-        cuts = draw_images(views, images)
+        cuts = draw_images(views, images, device)
         runs[name] = partial(view_features, net, cuts, views, max_pixels=MAX_PIXELS)
     work = {name: count_multiply_adds(net, run) for name, run in runs.items()}
-    seconds = time_in_turns(runs, repeats)
+    seconds = time_in_turns(runs, repeats, device)
     return {
         "views": len(on_maps),
         "images": images,
@@ -71,7 +84,8 @@ def compare_views(net: SPPNet, protocol: str, images: int, repeats: int) -> dict
 def measure_pooling(net: SPPNet, repeats: int) -> dict[str, Any]:
     """Return the share of pool_windows in the time of one scale: convolutions, pooling and fc of nine windows."""
     views = [view for view in PROTOCOLS["map96"].views if view.scale == 256 and not view.flip]
-    cuts = draw_images(views, 4)
+    device = find_device(net)
+    cuts = draw_images(views, 4, device)
     inputs = normalize(next(iter(cuts.values())), net.config.mean, net.config.std)
     maps = net.forward_features(inputs)
     x1, y1 = maps.shape[-1] - 1, maps.shape[-2] - 1
@@ -82,24 +96,25 @@ def measure_pooling(net: SPPNet, repeats: int) -> dict[str, Any]:
         for top in (0, (y1 - side) // 2, y1 - side)
         for n in range(len(inputs))
     ]
-    windows = torch.tensor(boxes)
+    windows = torch.tensor(boxes, device=device)
     runs = {
         "scale": lambda: view_features(net, cuts, views, max_pixels=MAX_PIXELS),
         "pool_windows": lambda: pool_windows(maps, windows, net.pool.levels),
     }
-    seconds = time_in_turns(runs, 3 * repeats)
+    seconds = time_in_turns(runs, 3 * repeats, device)
     return {"windows": len(boxes), "seconds": seconds, "share": seconds["pool_windows"] / seconds["scale"]}
 
 
-def compare_random_windows(net: SPPNet, repeats: int) -> dict[str, Any]:
+def compare_random_windows(net: SPPNet, count: int, repeats: int) -> dict[str, Any]:
     """Compare random windows of one image pooled on its map with as many crops warped to 224 x 224."""
     height, width = 560, 747
+    device = find_device(net)
     generator = torch.Generator().manual_seed(0)
-    image = torch.randint(256, (1, 3, height, width), generator=generator, dtype=torch.uint8)
+    image = torch.randint(256, (1, 3, height, width), generator=generator, dtype=torch.uint8).to(device)
     inputs = normalize(image, net.config.mean, net.config.std).contiguous(memory_format=torch.channels_last)
     sides = torch.tensor([width, height])
-    sizes = (64 + torch.rand(RANDOM_WINDOWS, 2, generator=generator) * (sides - 64)).long()
-    starts = (torch.rand(RANDOM_WINDOWS, 2, generator=generator) * (sides - sizes)).long()
+    sizes = (64 + torch.rand(count, 2, generator=generator) * (sides - 64)).long()
+    starts = (torch.rand(count, 2, generator=generator) * (sides - sizes)).long()
     boxes = torch.cat([starts, starts + sizes], dim=1)
 
     def on_maps() -> Tensor:
@@ -110,37 +125,43 @@ def compare_random_windows(net: SPPNet, repeats: int) -> dict[str, Any]:
             left, right = find_cells(x0, x1, stride, centre, maps.shape[-1])
             top, bottom = find_cells(y0, y1, stride, centre, maps.shape[-2])
             cells.append((0, left, top, right, bottom))
-        return net.forward_windows(maps, torch.tensor(cells))
+        return net.forward_windows(maps, torch.tensor(cells, device=device))
 
     def on_crops() -> list[Tensor]:
-        rois = F.pad(boxes.float(), (1, 0))
+        rois = F.pad(boxes.float(), (1, 0)).to(device)
         batches = rois.split(MAX_PIXELS // WINDOW**2)
         return [net(roi_align(inputs, part, WINDOW, sampling_ratio=1, aligned=True)) for part in batches]
 
     runs: dict[str, Callable[[], Any]] = {"maps": on_maps, "crops": on_crops}
     work = {name: count_multiply_adds(net, run) for name, run in runs.items()}
-    seconds = time_in_turns(runs, repeats)
+    seconds = time_in_turns(runs, repeats, device)
     return {
-        "windows": RANDOM_WINDOWS,
+        "windows": count,
         "seconds": seconds,
         "ratio": seconds["crops"] / seconds["maps"],
         "ratio_of_multiply_adds": work["crops"] / work["maps"],
     }
 
 
+def find_device(net: SPPNet) -> torch.device:
+    """Return the device of a network."""
+    return next(net.parameters()).device
+
+
 def main(arguments: list[str]) -> None:
     """Run all comparisons, print them and write them as JSON."""
     options = parse_options(Options, arguments, "python benchmarks/multiview.py out=results/multiview.json")
-    repeats = options.repeats
-    results = describe_run("python benchmarks/multiview.py")
+    repeats, device = options.repeats, choose_device(options.device)
+    results = describe_run("python benchmarks/multiview.py", device)
     with torch.inference_mode():
-        for name in ("zf5", "overfeat7"):
-            net = build_net(name, init="kaiming", std=(57.6, 57.6, 57.6)).to(memory_format=torch.channels_last).eval()
-            found: dict[str, Any] = {"map10": compare_views(net, "map10", 16, repeats)}
-            found["map96"] = compare_views(net, "map96", 4, max(3, repeats - 2))
+        for name in options.nets:
+            net = build_net(name, init="kaiming", std=(57.6, 57.6, 57.6), width=options.width).to(device)
+            net = net.to(memory_format=torch.channels_last).eval()
+            found: dict[str, Any] = {"map10": compare_views(net, "map10", options.images, repeats)}
+            found["map96"] = compare_views(net, "map96", options.images // 4, min(repeats, max(3, repeats - 2)))
             found["pool_windows"] = measure_pooling(net, repeats)
             if name == "zf5":
-                found["random_windows"] = compare_random_windows(net, 1)
+                found["random_windows"] = compare_random_windows(net, options.windows, 1)
             for kind, measured in found.items():
                 if "ratio" in measured:
                     reached = measured["ratio"] / measured["ratio_of_multiply_adds"]

@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> None:
         print(measure(images, int(max_pixels), tested))
         return
     sizes: dict[str, int] = {}
-    results = describe_run("python benchmarks/peak_memory.py", mib=sizes)
+    results = describe_run("python benchmarks/peak_memory.py", torch.device("cpu"), mib=sizes)
     with tempfile.TemporaryDirectory() as root:
         folder = Path(root) / "val/one"
         folder.mkdir(parents=True)

@@ -10,20 +10,20 @@ from spp_cls.models.specs import SPECS
 
 def build_data_tables(folder: str | Path) -> list[Table]:
     """Build the table of reading training crops: ours, other libraries, and bare decoding."""
-    found = _read(folder, "loader")
+    found = read_json(folder, "loader")
     if not found:
         return []
     rates = found["one_core"]["images_per_second"]
     ours = [name for name in rates if name.startswith("ours")]
     header = ("images a second, one core", *(f"{name} / this" for name in ours))
     rows = [[name, *(f"{rates[own] / rate:.2f}" for own in ours)] for name, rate in rates.items()]
-    return [(f"Photographs as shipped, to crops of 224 ({_describe(found)})", header, rows)]
+    return [(f"Photographs as shipped, to crops of 224 ({describe(found)})", header, rows)]
 
 
 def build_testing_tables(folder: str | Path) -> list[Table]:
     """Build the tables of testing on maps against testing on crops, and of peak memory."""
     tables: list[Table] = []
-    if found := _read(folder, "multiview"):
+    if found := read_json(folder, "multiview"):
         header = (
             "net",
             "windows",
@@ -39,17 +39,17 @@ def build_testing_tables(folder: str | Path) -> list[Table]:
                     count = measured.get("views") or measured["windows"]
                     ratios = [f"{measured[key]:.2f}" for key in ("ratio", "ratio_of_multiply_adds")]
                     rows.append([net, f"{count} ({kind.replace('_', ' ')})", *ratios, share])
-        tables.append((f"Testing on crops against feature maps ({_describe(found)})", header, rows))
-    if found := _read(folder, "peak_memory"):
+        tables.append((f"Testing on crops against feature maps ({describe(found)})", header, rows))
+    if found := read_json(folder, "peak_memory"):
         rows = [[name, f"{size:,}"] for name, size in found["mib"].items()]
-        title = f"Peak memory of map98, ZF-5, images up to 4000 x 3000 ({_describe(found)})"
+        title = f"Peak memory of map98, ZF-5, images up to 4000 x 3000 ({describe(found)})"
         tables.append((title, ("", "MiB"), rows))
     return tables
 
 
 def build_training_tables(folder: str | Path) -> list[Table]:
     """Build the table of training steps: ours, plain PyTorch, and a ceiling of convolutions and fc layers alone."""
-    found = _read(folder, "train_step")
+    found = read_json(folder, "train_step")
     if not found:
         return []
     header = (
@@ -60,13 +60,17 @@ def build_training_tables(folder: str | Path) -> list[Table]:
     rows = []
     for (net, size, batch, precision), seconds in steps.items():
         exact = steps.get((net, size, batch, "32-true"))
-        of_precision = f"{exact['ours'] / seconds['ours']:.2f}" if exact and precision != "32-true" else ""
+        is_comparable = exact and precision != "32-true" and "ours" in exact and "ours" in seconds
+        of_precision = f"{exact['ours'] / seconds['ours']:.2f}" if exact and is_comparable else ""
         ratios = (
             ("plain", "ours"), ("plain", "ours compiled"), ("ceiling", "ours"), ("ceiling compiled", "ours"),
         )  # fmt: skip
-        cells = [f"{seconds[one] / seconds[other]:.2f}" for one, other in ratios]
+        cells = [
+            f"{seconds[one] / seconds[other]:.2f}" if one in seconds and other in seconds else ""
+            for one, other in ratios
+        ]
         rows.append([net, str(size), str(batch), precision, *cells, of_precision])
-    return [(f"Time of a training step ({_describe(found)})", header, rows)]
+    return [(f"Time of a training step ({describe(found)})", header, rows)]
 
 
 def build_layer_tables(folder: str | Path) -> list[Table]:
@@ -76,7 +80,7 @@ def build_layer_tables(folder: str | Path) -> list[Table]:
         ("lrn", "torch", "Time of LRN, forward and backward, beside torch.nn.LocalResponseNorm"),
         ("spp", "level by level", "Time of the pyramid, forward and backward, beside one pooling a level"),
     ):
-        if found := _read(folder, name):
+        if found := read_json(folder, name):
             shape = " x ".join(map(str, found["shape"]))
             rows = []
             for layout in (key for key in found if isinstance(found[key], dict)):
@@ -85,8 +89,8 @@ def build_layer_tables(folder: str | Path) -> list[Table]:
                     extra = f"{abs(memory[version]):.2f}" if version in memory else ""
                     rows.append([layout, version, f"{seconds[plain] / seconds[version]:.1f}", extra])
             header = ("layout", "version", "times the speed", "extra memory, in feature maps")
-            tables.append((f"{title}, {shape} ({_describe(found)})", header, rows))
-    if found := _read(folder, "layers"):
+            tables.append((f"{title}, {shape} ({describe(found)})", header, rows))
+    if found := read_json(folder, "layers"):
         header = ("net", "size", *found["kinds"])
         rows = [
             [
@@ -96,14 +100,16 @@ def build_layer_tables(folder: str | Path) -> list[Table]:
             ]
             for entry in found["steps"]
         ]
-        tables.append((f"Where the time of a training step goes ({_describe(found)})", header, rows))
+        tables.append((f"Where the time of a training step goes ({describe(found)})", header, rows))
     return tables
 
 
-def _read(folder: str | Path, name: str) -> dict[str, Any]:
+def read_json(folder: str | Path, name: str) -> dict[str, Any]:
+    """Read the results of a script, or nothing where it did not run."""
     path = Path(folder) / f"{name}.json"
     return json.loads(path.read_text()) if path.is_file() else {}
 
 
-def _describe(found: dict[str, Any]) -> str:
+def describe(found: dict[str, Any]) -> str:
+    """Say on what, with what and by what results were measured."""
     return f"{found['hardware']}, torch {found['torch']}: {found['command']}"

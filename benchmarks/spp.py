@@ -10,7 +10,7 @@ from functools import partial
 
 import timing
 import torch
-from timing import LevelByLevel, describe_run, parse_options, time_in_turns, write_json
+from timing import LevelByLevel, choose_device, describe_run, parse_options, time_in_turns, write_json
 from torch import Tensor
 
 from spp_cls import SpatialPyramidPool
@@ -25,6 +25,7 @@ LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last
 class Options(timing.Options):
     """The keys of this script."""
 
+    compiled: bool = key(True, help="measure the compiled layer too")
     repeats: int = key(25, least=1, help="turns of each side, whose medians count")
     shape: tuple[int, ...] = key((128, 256, 13, 13), least=1, help="shape of the maps: N, C, H, W")
 
@@ -37,19 +38,21 @@ def step(pool: Callable[[Tensor], Tensor], maps: Tensor, gradient: Tensor) -> Te
 def main(arguments: list[str]) -> None:
     """Compare in both layouts, print a table and write it as JSON."""
     options = parse_options(Options, arguments, "python benchmarks/spp.py out=results/spp.json")
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    device = choose_device(options.device)
     shape = options.shape
     pools: dict[str, Callable[[Tensor], Tensor]] = {
         "level by level": LevelByLevel(),
         "ours": SpatialPyramidPool(),
-        "ours compiled": torch.compile(SpatialPyramidPool(), dynamic=False),
     }
-    results = describe_run("python benchmarks/spp.py", shape=shape)
+    if options.compiled:
+        pools["ours compiled"] = torch.compile(SpatialPyramidPool(), dynamic=False)
+    results = describe_run("python benchmarks/spp.py", device, shape=shape)
     cells = []
     for name, layout in LAYOUTS.items():
         maps = torch.randn(shape, device=device).relu_().to(memory_format=layout).requires_grad_()
         gradient = torch.randn(shape[0], shape[1] * 50, device=device)
-        seconds = time_in_turns({k: partial(step, pool, maps, gradient) for k, pool in pools.items()}, options.repeats)
+        runs = {key: partial(step, pool, maps, gradient) for key, pool in pools.items()}
+        seconds = time_in_turns(runs, options.repeats, device)
         ratios = {key: seconds["level by level"] / value for key, value in seconds.items()}
         results[name] = {"seconds": seconds, "times_faster": ratios}
         cells += [(name, key, f"{ratio:.1f}") for key, ratio in ratios.items()]

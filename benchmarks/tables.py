@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from gpu_tables import build_gpu_tables
 from speed_tables import build_data_tables, build_layer_tables, build_testing_tables, build_training_tables
 
 from spp_cls import UserError, build_net
@@ -28,6 +29,7 @@ def build_tables(results: Path) -> dict[str, Sequence[Table]]:
         "speed of testing": build_testing_tables(results),
         "speed of training": build_training_tables(results),
         "speed of layers": build_layer_tables(results),
+        "speed on a GPU": build_gpu_tables(results / "gpu"),
     }
 
 

@@ -5,22 +5,27 @@ ours      as train.py does it: channels_last, fused SGD, freed memory kept on a 
 ceiling   ours without LRN, with 6 x 6 max pooling instead of the pyramid: convolutions and fc layers, no more
 
 Each version has a process of its own, since how memory is kept is a matter of the process; they take turns, a step
-each. On a GPU, where there is one; give peak_tflops=989 there for the share of the peak that is reached.
+each. On a GPU, where there is one, each makes its steps in a row, as its memory may not hold the maps of all, and
+images a second are written too; give peak_tflops=989 there for the share of the peak that is reached.
 """
 
+import gc
 import itertools
 import json
 import multiprocessing
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from timing import (
     LevelByLevel,
     StepOptions,
+    choose_device,
     count_multiply_adds,
     describe_run,
     parse_options,
@@ -47,7 +52,17 @@ class Options(StepOptions):
 
     batch: tuple[int, ...] = key((32,), least=1, help="images of a step")
     precisions: tuple[str, ...] = key(("32-true", "bf16-mixed"), help="precisions of a step")
-    peak_tflops: float | None = key(None, above=0, help="peak of the GPU, for the part of it that is reached")
+    versions: tuple[str, ...] = key(VERSIONS, words=VERSIONS, help="what to measure")
+    peak_tflops: float | None = key(None, above=0, help="peak of the GPU in bf16, for the part of it that is reached")
+
+
+class Setting(NamedTuple):
+    """What steps are measured of."""
+
+    net: str
+    size: int
+    batch: int
+    precision: str
 
 
 def build_plain(name: str) -> SPPNet:
@@ -72,10 +87,10 @@ def _replace_norms(net: SPPNet, layer: Any) -> None:
             setattr(net.backbone, name, layer())
 
 
-def serve(version: str, name: str, size: int, batch: int, precision: str, turns: Connection) -> None:
-    """Build a version and, at each word from `turns`, run a step and send its seconds."""
+def prepare(version: str, setting: Setting, device: torch.device) -> Callable[[], None]:
+    """Build a version of a network, compile it if it is to be, and return a training step of it."""
     torch.manual_seed(0)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    name, size, batch, precision = setting
     layout = torch.contiguous_format if version == "plain" else torch.channels_last
     build = {"plain": build_plain, "ceiling": build_ceiling}.get(
         version.removesuffix(" compiled"), lambda n: build_net(n, init="kaiming")
@@ -91,6 +106,7 @@ def serve(version: str, name: str, size: int, batch: int, precision: str, turns:
     labels = torch.randint(1000, (batch,), device=device)
     context = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")
     if version.endswith("compiled"):
+        torch.compiler.reset()
         net.compile(dynamic=False)
         warm_up(net, [size], batch, lambda: context, lambda: context)
 
@@ -101,57 +117,107 @@ def serve(version: str, name: str, size: int, batch: int, precision: str, turns:
         loss.backward()
         optimizer.step()
 
-    turns.send(True)
-    while turns.recv():
-        turns.send(time_call(step))
+    return step
+
+
+def serve(version: str, device: torch.device, orders: Connection) -> None:
+    """Prepare each setting that comes, and send the seconds of a step: on a GPU the median of as many as are asked for.
+
+    None is sent where the memory of the GPU is too small.
+    """
+    step: Callable[[], None] | None = None
+    while (order := orders.recv()) is not None:
+        try:
+            if isinstance(order, Setting):
+                step = None
+                gc.collect()
+                step = prepare(version, order, device)
+                orders.send(True)
+            elif step is None:
+                orders.send(None)
+            elif device.type == "cpu":
+                orders.send(time_call(step, device))
+            else:
+                orders.send(take_turns({version: partial(time_call, step, device)}, order, device)[version])
+        except torch.OutOfMemoryError:
+            step = None
+            orders.send(None)
+        if device.type == "cuda":
+            # For the steps of the others.
+            torch.cuda.empty_cache()
 
 
 class Version:
     """A version in a process of its own."""
 
-    def __init__(self, *setting: Any) -> None:
+    def __init__(self, name: str, device: torch.device) -> None:
         context = multiprocessing.get_context("spawn")
-        self.turns, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(*setting, theirs), daemon=True)
+        self.orders, theirs = context.Pipe()
+        self.process = context.Process(target=serve, args=(name, device, theirs), daemon=True)
         self.process.start()
         theirs.close()
-        self.turns.recv()
 
-    def step(self) -> float:
-        """Run a step and return its seconds."""
-        self.turns.send(True)
-        return float(self.turns.recv())
+    def step(self, repeats: int = 1) -> Any:
+        """Return the seconds of a step."""
+        self.orders.send(repeats)
+        return self.orders.recv()
 
     def stop(self) -> None:
         """End the process."""
-        self.turns.send(False)
+        self.orders.send(None)
         self.process.join()
 
 
 def main(arguments: list[str]) -> None:
     """Compare all nets at all sizes, print a table and write it as JSON."""
     options = parse_options(Options, arguments, "python benchmarks/train_step.py nets=zf5 out=results/train_step.json")
-    results = describe_run("python benchmarks/train_step.py", steps=[])
+    device = choose_device(options.device)
+    results = describe_run("python benchmarks/train_step.py", device, peak_tflops=options.peak_tflops, steps=[])
     if options.out and Path(options.out).is_file():
         # Each setting is compared within itself, so that settings can be measured in several calls.
         results["steps"] = json.loads(Path(options.out).read_text())["steps"]
-    settings = itertools.product(options.nets, options.sizes, options.batch, options.precisions)
-    for name, size, batch, precision in settings:
-        versions = {version: Version(version, name, size, batch, precision) for version in VERSIONS}
-        seconds = take_turns({label: version.step for label, version in versions.items()}, options.repeats)
-        for version in versions.values():
-            version.stop()
-        found: dict[str, Any] = {"net": name, "size": size, "batch": batch, "precision": precision, "seconds": seconds}
-        found["work"] = count_work(name, size, batch)
-        if options.peak_tflops:
-            rate = 2 * found["work"] / min(seconds["ours"], seconds["ours compiled"])
-            found["share_of_peak"] = rate / (1e12 * options.peak_tflops)
-        setting = (name, size, batch, precision)
-        others = [s for s in results["steps"] if (s["net"], s["size"], s["batch"], s["precision"]) != setting]
+    versions: dict[str, Version] = {}
+    for each in itertools.product(options.nets, options.sizes, options.batch, options.precisions):
+        setting = Setting(*each)
+        if device.type == "cpu" or not versions:
+            # On a CPU a process keeps memory, and how much is a matter of what it did before.
+            versions = {name: Version(name, device) for name in options.versions}
+        seconds = measure(versions, setting, options.repeats, device)
+        if device.type == "cpu":
+            stop(versions)
+        found = {**setting._asdict(), "seconds": seconds, "work": count_work(*setting[:3])}
+        if device.type == "cuda":
+            found["images_per_second"] = {name: setting.batch / value for name, value in seconds.items()}
+        ours = [value for name, value in seconds.items() if name.startswith("ours")]
+        if options.peak_tflops and ours:
+            # TensorFloat-32 has half the peak of bfloat16.
+            peak = 1e12 * options.peak_tflops / (1 if setting.precision == "bf16-mixed" else 2)
+            found["share_of_peak"] = 2 * found["work"] / min(ours) / peak
+        others = [step for step in results["steps"] if tuple(step[key] for key in Setting._fields) != setting]
         results["steps"] = sorted([*others, found], key=_get_order)
         print(make_table([found]), flush=True)
         write_json(results, options.out)
+    stop(versions)
     print(make_table(results["steps"]))
+
+
+def measure(versions: dict[str, Version], setting: Setting, repeats: int, device: torch.device) -> dict[str, float]:
+    """Return the median seconds of a step of each version; versions that memory is too small for are left out."""
+    for version in versions.values():
+        version.orders.send(setting)
+    for version in versions.values():
+        version.orders.recv()
+    if device.type == "cpu":
+        return take_turns({name: version.step for name, version in versions.items()}, repeats, device)
+    seconds = {name: version.step(repeats) for name, version in versions.items()}
+    return {name: value for name, value in seconds.items() if value}
+
+
+def stop(versions: dict[str, Version]) -> None:
+    """End the processes."""
+    for version in versions.values():
+        version.stop()
+    versions.clear()
 
 
 def _get_order(found: dict[str, Any]) -> tuple[Any, ...]:
@@ -169,34 +235,25 @@ def count_work(name: str, size: int, batch: int) -> int:
     return batch * (3 * forward - first)
 
 
+RATIOS = {
+    "ours / plain": ("plain", "ours"),
+    "compiled / plain": ("plain", "ours compiled"),
+    "ours / ceiling": ("ceiling", "ours"),
+    "of compiled ceiling": ("ceiling compiled", "ours"),
+}
+
+
 def make_table(steps: list[dict[str, Any]]) -> str:
     """Return the ratios of each setting."""
-    header = (
-        "net",
-        "size",
-        "batch",
-        "precision",
-        "ours / plain",
-        "compiled / plain",
-        "ours / ceiling",
-        "of compiled ceiling",
-    )
     cells = []
     for found in steps:
         seconds = found["seconds"]
-        cells.append(
-            (
-                found["net"],
-                found["size"],
-                found["batch"],
-                found["precision"],
-                f"{seconds['plain'] / seconds['ours']:.2f}",
-                f"{seconds['plain'] / seconds['ours compiled']:.2f}",
-                f"{seconds['ceiling'] / seconds['ours']:.2f}",
-                f"{seconds['ceiling compiled'] / seconds['ours']:.2f}",
-            )
-        )
-    return format_table(header, cells)
+        ratios = [
+            f"{seconds[one] / seconds[other]:.2f}" if one in seconds and other in seconds else ""
+            for one, other in RATIOS.values()
+        ]
+        cells.append((*(found[key] for key in Setting._fields), *ratios))
+    return format_table((*Setting._fields, *RATIOS), cells)
 
 
 if __name__ == "__main__":

@@ -47,3 +47,27 @@ def test_ratios_are_those_of_the_file(tables: ModuleType, tmp_path: Path) -> Non
 def test_a_readme_without_marks(tables: ModuleType) -> None:
     with pytest.raises(UserError, match="there is no place for a table"):
         tables.fill_tables("# A project", {"networks": []})
+
+
+def test_tables_of_a_gpu_are_those_of_its_files(tables: ModuleType, tmp_path: Path) -> None:
+    assert tables.build_gpu_tables(tmp_path) == []
+    run = {"hardware": "a GPU", "torch": "2", "command": "c", "driver": "1", "cuda": "13", "cudnn": 9}
+    rates = {"plain": 1000.4, "ours": 2500.0}
+    step = {"net": "zf5", "size": 224, "batch": 128, "precision": "bf16-mixed", "images_per_second": rates}
+    step |= {"seconds": {"plain": 0.5, "ours": 0.2}, "share_of_peak": 0.314}
+    parts = [{"part": "tests", "status": "passed", "seconds": 61.7}]
+    for name, values in (
+        ("train_step", {"steps": [step]}),
+        ("summary", {"size": "full", "parts": parts}),
+        ("feed", {"cpus": 16, "crop": 112, "images_per_second": {"16 workers": 12345.6}}),
+    ):
+        (tmp_path / f"{name}.json").write_text(json.dumps(run | values))
+    found = {title: rows for title, _, rows in tables.build_gpu_tables(tmp_path)}
+    assert list(found.values()) == [
+        [["tests", "passed", "62"]],
+        [["zf5", "224", "128", "bf16-mixed", "1,000", "2,500", "", "", "", "31 %"]],
+        [["16 workers", "12,346"]],
+        # Ratios, as on a CPU; two versions were not measured.
+        [["zf5", "224", "128", "bf16-mixed", "2.50", "", "", "", ""]],
+    ]
+    assert next(iter(found)) == "Parts of the kit, size full, driver 1, CUDA 13, cuDNN 9 (a GPU, torch 2: c)"

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Tests, benchmarks and small trainings for a machine with NVIDIA GPUs and no connection; --help lists the keys.
+#   bash benchmarks/gpu.sh                        on a GPU, with a data set made by benchmarks/gpu_data.py
+#   bash benchmarks/gpu.sh device=cpu size=toy    the same lines on a CPU, in minutes
+# wheels=FOLDER: Python packages that are missing there, installed from files into a folder of this run alone.
+set -euo pipefail
+repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+python="${PYTHON:-python3}"
+path="$repository"
+
+arguments=()
+for argument in "$@"; do
+  case "$argument" in
+    wheels=*)
+      site="$(mktemp -d)"
+      trap 'rm -rf "$site"' EXIT
+      "$python" -m pip install --quiet --no-index --no-deps --target "$site" "${argument#wheels=}"/*.whl
+      path="$repository:$site"
+      ;;
+    *) arguments+=("$argument") ;;
+  esac
+done
+
+PYTHONPATH="$path${PYTHONPATH:+:$PYTHONPATH}" "$python" "$repository/benchmarks/gpu.py" "${arguments[@]}"
