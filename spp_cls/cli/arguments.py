@@ -1,9 +1,9 @@
 """The arguments of the small commands: names of files, and key=value of a typed schema."""
 
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
-from pathlib import Path
 from types import UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -56,7 +56,7 @@ def parse_arguments(
     given: list[str] = []
     for argument in arguments:
         # A file whose name has a = in it is not a key.
-        (names if "=" not in argument or Path(argument).exists() else given).append(argument)
+        (names if "=" not in argument or os.path.exists(argument) else given).append(argument)
     known = {name: hint for name, _, hint in walk_fields(schema)}
     values: dict[str, Any] = {}
     for argument in given:

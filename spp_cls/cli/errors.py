@@ -1,6 +1,7 @@
 """How a command ends: with one line on stderr and status 1 for errors of the user, status 2 for all others."""
 
 import errno
+import io
 import os
 import platform
 import re
@@ -21,6 +22,7 @@ Returned = TypeVar("Returned")
 _FULL_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _DISK_ERRORS = _FULL_DISK | {
     errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EIO, errno.ENAMETOOLONG,
+    errno.ELOOP,
 }  # fmt: skip
 
 # Hydra's variable for whole tracebacks. Processes that a command starts inherit it.
@@ -51,6 +53,9 @@ def end_in_one_line(action: Callable[[], Returned], log_folder: Path | None = No
     The traceback of an unexpected error goes into a file in `log_folder`, if there is that folder, or else in the
     temporary folder. With debug=true, or HYDRA_FULL_ERROR=1 in the environment, the error is raised.
     """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A file name that is not text is printed as stderr prints it, with backslashes.
+        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         return catch_errors(action, log_folder)
     except FailedError as failure:
@@ -140,6 +145,12 @@ def suggest(name: str, known: Iterable[str]) -> str:
     known = list(known)
     close = get_close_matches(name, known, n=1)
     return f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+
+
+def shorten(reason: object, length: int = 160) -> str:
+    """Return the first line of a reason, such as an exception's, without what is too long for a message."""
+    text = next(iter(str(reason).strip().splitlines()), "") or type(reason).__name__
+    return text if len(text) <= length else f"{text[: length - 3]}..."
 
 
 def format_error(error: UserError) -> str:

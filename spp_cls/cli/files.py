@@ -1,5 +1,6 @@
 """Files that are there whole or not at all, and files that one process at a time may change."""
 
+import errno
 import fcntl
 import os
 import tempfile
@@ -17,9 +18,12 @@ def replace_atomically(path: Path) -> Iterator[Path]:
     new one. If the block raises, the new file is removed and the old one stays as it is.
 
     Raises:
-        OSError: if the new file cannot be written or moved; its filename is `path`.
+        OSError: if the new file cannot be written or moved, or `path` is no file; its filename is `path`.
     """
     unfinished: Path | None = None
+    if path.exists() and not path.is_file():
+        # A device, such as /dev/null: the new file would take its place.
+        raise OSError(errno.EEXIST, "it is there already and is no file", str(path))
     try:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-", suffix=path.suffix)
         os.close(handle)

@@ -3,11 +3,13 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, field, fields, is_dataclass
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from omegaconf import MISSING
 
 from spp_cls.cli.errors import UserError
+
+Schema = TypeVar("Schema")
 
 
 def key(
@@ -58,9 +60,53 @@ def check_fields(values: Any, prefix: str = "") -> None:
         value = getattr(values, each.name)
         if is_dataclass(value):
             check_fields(value, f"{prefix}{get_key(each)}.")
-        elif not has_type(value, hints[each.name]) or not _in_range(value, each.metadata):
-            name = f"{prefix}{get_key(each)}"
-            raise UserError(f"{name} is {describe_field(each, hints[each.name])}, not {_shorten(value)}")
+        else:
+            _check_field(each, hints[each.name], value, prefix)
+
+
+def _check_field(each: Field[Any], hint: Any, value: Any, prefix: str) -> None:
+    if not has_type(value, hint) or not _in_range(value, each.metadata):
+        raise UserError(f"{prefix}{get_key(each)} is {describe_field(each, hint)}, not {_shorten(value)}")
+
+
+def create_from_plain(schema: type[Schema], values: Any, name: str = "") -> Schema:
+    """Build a dataclass from the plain values of a file, lists and dictionaries of dataclasses in it too.
+
+    What the schema does not name is left out: a later version may have written it.
+
+    Raises:
+        UserError: if a field is missing, or a value has another type or lies outside its range.
+    """
+    created = _convert(schema, values, name)
+    assert isinstance(created, schema)
+    return created
+
+
+def _convert(hint: Any, value: Any, name: str) -> Any:
+    """Turn a plain value into what an annotation asks for."""
+    origin, arguments = get_origin(hint), get_args(hint)
+    if is_dataclass(hint) and isinstance(hint, type):
+        if not isinstance(value, Mapping):
+            raise UserError(f"{name or 'the whole'} is not a group of fields")
+        hints, prefix = get_type_hints(hint), f"{name}." if name else ""
+        given = {
+            each.name: _convert(hints[each.name], value[get_key(each)], f"{prefix}{get_key(each)}")
+            for each in fields(hint)
+            if get_key(each) in value
+        }
+        for each in fields(hint):
+            if each.name in given:
+                _check_field(each, hints[each.name], given[each.name], prefix)
+            elif each.default == MISSING:
+                raise UserError(f"{prefix}{get_key(each)} is missing")
+        return hint(**given)
+    if origin in (tuple, list) and isinstance(value, list | tuple):
+        return tuple(_convert(arguments[0], item, f"{name}[{number}]") for number, item in enumerate(value))
+    if origin is dict and isinstance(value, Mapping):
+        if not all(isinstance(key, str) for key in value):
+            raise UserError(f"{name} has a name that is not text")
+        return {key: _convert(arguments[1], item, f"{name}.{key}") for key, item in value.items()}
+    return value
 
 
 def describe_field(each: Field[Any], hint: Any) -> str:
@@ -134,5 +180,9 @@ def _in_range(value: Any, limits: Mapping[str, Any]) -> bool:
 
 
 def _shorten(value: Any) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (RecursionError, ValueError):
+        # Nested without end, or a number of thousands of digits; only files have such values.
+        return f"a {type(value).__name__} that is too large"
     return text if len(text) <= 80 else f"{text[:77]}..."
