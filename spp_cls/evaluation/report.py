@@ -11,6 +11,7 @@ import torch
 from lightning_fabric import Fabric
 
 from spp_cls.cli.errors import UserError
+from spp_cls.cli.reading import is_folder
 from spp_cls.cli.schema import has_type
 from spp_cls.data.sources import ImageSource, SourceIdentity
 from spp_cls.evaluation.evaluate import evaluate
@@ -18,6 +19,7 @@ from spp_cls.evaluation.predictions import Predictions
 from spp_cls.evaluation.protocols import PROTOCOLS, Protocol, get_protocol, make_protocol
 from spp_cls.evaluation.rows import Row, describe_hardware, find_version, hash_file
 from spp_cls.models.checkpoint import (
+    count_epochs,
     create_net_from_checkpoint,
     describe_seed,
     describe_training_sizes,
@@ -44,7 +46,7 @@ def find_checkpoints(names: Any) -> list[Path]:
 
 
 def _find_below(path: Path) -> list[Path]:
-    if not path.is_dir():
+    if not is_folder(path):
         return [path]
     found = sorted(path.rglob("best.ckpt"))
     if not found:
@@ -165,7 +167,7 @@ def _open_checkpoint(path: Path) -> tuple[SPPNet, dict[str, Any]]:
         "sizes": describe_training_sizes(checkpoint),
         "input_size": net.config.input_size,
         "seed": describe_seed(checkpoint),
-        "epochs": checkpoint["epoch"] + 1,
+        "epochs": count_epochs(checkpoint),
         "parameters": sum(parameter.numel() for parameter in net.parameters()),
         "checkpoint": str(path),
         "checkpoint_sha256": hash_file(path),

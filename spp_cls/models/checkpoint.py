@@ -1,10 +1,10 @@
 """A network and its configuration in a file, and back."""
 
-import json
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from spp_cls.cli.errors import UserError
+from spp_cls.cli.errors import UserError, shorten
+from spp_cls.cli.reading import check_archive, is_file, is_folder, read_json
+from spp_cls.cli.schema import create_from_plain, key
 from spp_cls.models.net import NetConfig, SPPNet, create_net
 
 CONFIG_KEY = "net_config"
@@ -29,18 +31,49 @@ WEIGHTS_FILE = "model.safetensors"
 OLD_CONFIG_KEY = "net_recipe"
 _OLD_STD = 57.6
 
+# What a damaged or crafted file makes zipfile, torch.load and the checks of its contents raise.
+_DAMAGE = (
+    zipfile.BadZipFile, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError, IndexError,
+    AttributeError, AssertionError, OverflowError,
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Data:
+    sizes: str | tuple[int, ...] = key("unknown", least=1)
+    shape: str = key("crop")
+
+
+@dataclass(frozen=True)
+class _Training:
+    """What a checkpoint says of its training, as far as it is read here."""
+
+    epoch: int | None = key(None, least=0, most=2**40)
+    global_step: int | None = key(None, least=0, most=2**60)
+    data: _Data = key(_Data(), name="datamodule_hyper_parameters")
+
+
+@dataclass(frozen=True)
+class _Exported:
+    """What is read of an exported folder's config.json, beside the fields of NetConfig in model_args."""
+
+    architecture: str = key()
+    model_args: dict[str, Any] = key()
+
 
 def convert_config_to_dict(config: NetConfig) -> dict[str, Any]:
     """Turn a configuration into the plain values that a checkpoint carries."""
     return asdict(config)
 
 
-def create_config_from_dict(values: Mapping[str, Any]) -> NetConfig:
+def create_config_from_dict(values: Any) -> NetConfig:
     """Turn the plain values that a file carries, from JSON too, back into a configuration.
 
     Raises:
         UserError: if this version does not know a field, or a value cannot be.
     """
+    if not isinstance(values, Mapping) or not all(isinstance(name, str) for name in values):
+        raise UserError("the file's network is not a group of fields")
     unknown = values.keys() - {field.name for field in fields(NetConfig)}
     if unknown:
         raise UserError(f"the file's network has unknown fields ({', '.join(sorted(unknown))}); update spp_cls")
@@ -50,50 +83,71 @@ def create_config_from_dict(values: Mapping[str, Any]) -> NetConfig:
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
     """Read a training checkpoint as plain data.
 
+    Its network, its weights and what this package reads of the rest have the right types.
+
     Raises:
         UserError: if there is no such file, or it is not a checkpoint of this package.
     """
     path = Path(path)
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"there is no checkpoint {path}; give the path of a .ckpt file")
-    refusal = f"{path} is not a checkpoint of spp_cls; give a .ckpt file written by train.py"
     try:
         with warnings.catch_warnings():
             # About pickles that torch.save did not write, which are refused just below.
             warnings.filterwarnings("ignore", "Detected pickle protocol")
+            with zipfile.ZipFile(path) as archive:
+                check_archive(archive)
+                # PyTorch does not compare the weights with their check sums.
+                if archive.testzip():
+                    raise ValueError("it is damaged")
             checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        pickle.UnpicklingError,
-        RuntimeError,
-        EOFError,
-        ValueError,
-        KeyError,
-        UnicodeDecodeError,
-    ) as error:
-        raise UserError(refusal) from error
-    if not isinstance(checkpoint, dict):
-        raise UserError(refusal)
-    if OLD_CONFIG_KEY in checkpoint:
-        checkpoint[CONFIG_KEY] = convert_old_config(checkpoint.pop(OLD_CONFIG_KEY))
-    if CONFIG_KEY not in checkpoint or "state_dict" not in checkpoint:
-        raise UserError(refusal)
+        if not isinstance(checkpoint, dict):
+            raise ValueError("it is not a dictionary")
+        if OLD_CONFIG_KEY in checkpoint:
+            checkpoint[CONFIG_KEY] = convert_old_config(checkpoint.pop(OLD_CONFIG_KEY))
+        _check_weights(checkpoint["state_dict"], path)
+        create_config_from_dict(checkpoint[CONFIG_KEY])
+        create_from_plain(_Training, checkpoint)
+    except _DAMAGE as error:
+        # PyTorch's own message names a way to run the file's code.
+        reason = "it holds more than plain data" if isinstance(error, pickle.UnpicklingError) else shorten(error)
+        raise UserError(
+            f"{path} is not a checkpoint of spp_cls ({reason}); give a .ckpt file written by train.py"
+        ) from error
     return checkpoint
 
 
-def convert_old_config(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the configuration that version 0.1 wrote in the terms of this version."""
-    if values.get("name") == "zf5_tiny":
-        values |= {"name": "zf5", "width": 0.25}
-    if values.get("init") == "kaiming":
-        values["std"] = (_OLD_STD,) * values.get("in_chans", 3)
-    return values
+def _check_weights(weights: Any, path: Path) -> None:
+    """Raise ValueError if something is no tensor of weights, or claims more memory than the file has."""
+    if not isinstance(weights, dict):
+        raise ValueError("its weights are no dictionary")
+    for name, value in weights.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError("its weights are not tensors by name")
+        # A stride of zero makes one number a tensor of any size.
+        if value.layout != torch.strided or value.device.type != "cpu" or value.nbytes > path.stat().st_size:
+            raise ValueError(f"{name} is not a tensor of the file's own numbers")
+
+
+def convert_old_config(values: Any) -> dict[str, Any]:
+    """Return the configuration that version 0.1 wrote in the terms of this version.
+
+    Raises:
+        UserError: as create_config_from_dict does.
+    """
+    if isinstance(values, Mapping) and values.get("name") == "zf5_tiny":
+        values = {**values, "name": "zf5", "width": 0.25}
+    config = create_config_from_dict(values)
+    if config.init == "kaiming":
+        config = replace(config, std=(_OLD_STD,) * config.in_chans)
+    return convert_config_to_dict(config)
 
 
 def create_net_from_checkpoint(checkpoint: dict[str, Any]) -> SPPNet:
     """Rebuild the network of a checkpoint that load_checkpoint read, in evaluation mode.
 
     Raises:
-        UserError: if the configuration has fields that this version does not know, or the weights do not fit it.
+        UserError: if no backbone has its name, or the weights do not fit it.
     """
     weights = {
         key.removeprefix(NET_PREFIX): value
@@ -110,40 +164,58 @@ def create_net_from_folder(folder: Path) -> SPPNet:
         UserError: if one of the two is missing, or python -m spp_cls.export did not write them.
     """
     for name in (CONFIG_FILE, WEIGHTS_FILE):
-        if not (folder / name).is_file():
+        if not is_file(folder / name):
             raise UserError(f"there is no {name} in {folder}; give a checkpoint, or a folder that spp_cls.export wrote")
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        architecture, options = config["architecture"], config["model_args"]
-        name = architecture.removesuffix("_spp")
-        pooling = "none" if name == architecture else "spp"
-        values = {"name": name, "pooling": pooling, **options}
+        found = create_from_plain(_Exported, read_json(folder / CONFIG_FILE))
+        name = found.architecture.removesuffix("_spp")
+        pooling = "none" if name == found.architecture else "spp"
+        values = {"name": name, "pooling": pooling, **found.model_args}
+        # Version 0.1 wrote no std.
+        config = create_config_from_dict(values if "std" in values else convert_old_config(values))
         weights = load_file(folder / WEIGHTS_FILE)
-    except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
+        _check_weights(weights, folder / WEIGHTS_FILE)
+    except (SafetensorError, *_DAMAGE) as error:
         raise UserError(
-            f"{folder} is not an export of spp_cls; give a folder that python -m spp_cls.export wrote"
+            f"{folder} is not an export of spp_cls ({shorten(error)}); "
+            "give a folder that python -m spp_cls.export wrote"
         ) from error
-    # Version 0.1 wrote no std.
-    return _create_net_with_weights(
-        create_config_from_dict(values if "std" in values else convert_old_config(values)), weights
-    )
+    return _create_net_with_weights(config, weights)
 
 
 def _create_net_with_weights(config: NetConfig, weights: dict[str, Tensor]) -> SPPNet:
+    # Shapes first: a configuration that its weights do not fit may ask for more memory than there is.
+    with torch.device("meta"):
+        expected = create_net(config).state_dict()
+    if expected.keys() != weights.keys() or any(
+        (value.shape, value.is_floating_point()) != (weights[name].shape, weights[name].is_floating_point())
+        for name, value in expected.items()
+    ):
+        raise UserError(f"the file's weights do not fit its configuration, {config.name}")
+    if not all(value.isfinite().all() for value in weights.values()):
+        raise UserError("a weight of the file is not a finite number; give another checkpoint")
     net = create_net(config)
-    try:
-        net.load_state_dict(weights)
-    except RuntimeError as error:
-        raise UserError(f"the file's weights do not fit its configuration, {config.name}") from error
+    net.load_state_dict(weights)
     return net.eval()
 
 
 def describe_training_sizes(checkpoint: dict[str, Any]) -> str:
     """Return the sizes that a checkpoint's network was trained on, as they stand in the configuration."""
-    parameters = checkpoint.get("datamodule_hyper_parameters", {})
-    sizes, shape = parameters.get("sizes", "unknown"), parameters.get("shape", "crop")
-    text = sizes if isinstance(sizes, str) else " ".join(map(str, sizes))
-    return text if shape == "crop" else f"{text} {shape}"
+    data = create_from_plain(_Training, checkpoint).data
+    text = data.sizes if isinstance(data.sizes, str) else " ".join(map(str, data.sizes))
+    return text if data.shape == "crop" else f"{text} {data.shape}"
+
+
+def count_epochs(checkpoint: dict[str, Any]) -> int:
+    """Return the number of epochs that a checkpoint was trained for.
+
+    Raises:
+        UserError: if it does not say.
+    """
+    epoch = create_from_plain(_Training, checkpoint).epoch
+    if epoch is None:
+        raise UserError("the checkpoint does not say its epoch; give a .ckpt file written by train.py")
+    return epoch + 1
 
 
 def describe_seed(checkpoint: dict[str, Any]) -> str:
@@ -160,4 +232,4 @@ def load_net(path: str | Path) -> SPPNet:
     path = Path(path)
     if path.name == WEIGHTS_FILE:
         path = path.parent
-    return create_net_from_folder(path) if path.is_dir() else create_net_from_checkpoint(load_checkpoint(path))
+    return create_net_from_folder(path) if is_folder(path) else create_net_from_checkpoint(load_checkpoint(path))

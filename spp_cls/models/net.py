@@ -22,7 +22,7 @@ IMAGENET_MEAN = (123.675, 116.28, 103.53)
 ImageSize = int | tuple[int, int]
 
 # Larger levels, images and widths are errors of typing or damaged files.
-_MOST_BINS, _MOST_PIXELS = 64, 10_000
+_MOST_BINS, _MOST_PIXELS, _MOST_LAYERS = 64, 10_000, 64
 
 
 def get_shape(size: ImageSize) -> tuple[int, int]:
@@ -66,6 +66,8 @@ class NetConfig:
             if isinstance(value, Sequence) and not isinstance(value, str):
                 object.__setattr__(self, name, tuple(value))
         check_fields(self, "model.")
+        if max(len(self.levels), len(self.hidden or ())) > _MOST_LAYERS:
+            raise UserError(f"model.levels and model.hidden list no more than {_MOST_LAYERS} numbers each")
         if not self.std:
             object.__setattr__(self, "std", (1.0,) * self.in_chans)
         for name, values in (("mean", self.mean), ("std", self.std)):

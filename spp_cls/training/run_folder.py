@@ -7,13 +7,12 @@ from pathlib import Path, PurePath
 from typing import Any, Self
 
 import torch
-from omegaconf import DictConfig, ListConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
-from yaml import YAMLError
 
-from spp_cls.cli.errors import UserError
+from spp_cls.cli.errors import UserError, shorten
 from spp_cls.cli.files import replace_atomically
+from spp_cls.cli.reading import is_file, read_yaml
 from spp_cls.data.datamodule import NUM_IMAGES_KEY, ImageNetDataModule
 from spp_cls.models.checkpoint import CONFIG_KEY, convert_config_to_dict, create_config_from_dict, load_checkpoint
 from spp_cls.models.net import NetConfig
@@ -37,6 +36,11 @@ _TRAINING_GROUPS = ("augmentation", "optimizer", "schedule", "loss")
 
 # Bytes of a part of a path, on Linux and macOS.
 _LONGEST_NAME = 255
+
+# What Lightning restores from a checkpoint.
+_RESUMABLE = {
+    "epoch": int, "global_step": int, "loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list,
+}  # fmt: skip
 
 
 class RunFolder:
@@ -157,9 +161,15 @@ class RunFolder:
             # The first process is about to put it in its place, and compares it.
             return self.last
         checkpoint = load_checkpoint(self.last)
+        missing = [name for name, kind in _RESUMABLE.items() if not isinstance(checkpoint.get(name), kind)]
+        if missing:
+            raise UserError(
+                f"{self.last} cannot be resumed, as its {', '.join(missing)} is missing or damaged; choose another "
+                f"name=..., and init_from={self.last} to start from its weights"
+            )
         old = create_config_from_dict(checkpoint[CONFIG_KEY])
         differences = _list_differences(convert_config_to_dict(old), convert_config_to_dict(config))
-        if self.config.is_file():
+        if is_file(self.config):
             differences += _list_differences(_training_keys(_read_config(self.config)), _training_keys(_to_tree(cfg)))
         images = checkpoint.get(ImageNetDataModule.__qualname__, {}).get(NUM_IMAGES_KEY, num_images)
         if images != num_images:
@@ -225,34 +235,41 @@ def _is_first_process() -> bool:
     return not getattr(rank_zero_only, "rank", 0) and os.environ.get("NODE_RANK", "0") == "0"
 
 
-def _to_tree(cfg: DictConfig | ListConfig) -> Any:
+def _to_tree(cfg: DictConfig) -> Any:
     return OmegaConf.to_container(cfg, resolve=True)
 
 
 def _read_config(path: Path) -> dict[str, Any]:
-    """Read the configuration of an earlier start."""
+    """Read the configuration that a run was started with, as plain values; what others put into it is not resolved.
+
+    Raises:
+        UserError: if prepare did not write it.
+    """
     try:
-        tree = _to_tree(OmegaConf.load(path))
-        _training_keys(tree)
-    except (YAMLError, OmegaConfBaseException, OSError, ValueError, TypeError, AttributeError) as error:
+        values = read_yaml(path)
+        if not isinstance(values, dict):
+            raise ValueError("it has no keys")
+        return values
+    except ValueError as error:
         raise UserError(
-            f"{path} is not a configuration of train.py; put the earlier one back, or choose another name=..."
+            f"{path} is not a configuration of train.py ({shorten(error)}); put the earlier one back, or choose "
+            "another name=..."
         ) from error
-    return tree
 
 
-def _training_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
+def _training_keys(cfg: dict[str, Any]) -> dict[str, Any]:
     """Return the keys that training depends on, with those of the groups that are set."""
-    values = dict(_LATER_KEYS)
-    for key in _TRAINING_KEYS:
-        value: Any = tree
-        for part in key.split("."):
-            value = value.get(part)
-        if value is not None:
-            values[key] = value
+    values = _LATER_KEYS | {key: value for key in _TRAINING_KEYS if (value := _select(cfg, key)) is not None}
     for group in _TRAINING_GROUPS:
-        values |= {f"{group}.{key}": value for key, value in (tree.get(group) or {}).items()}
+        found = _select(cfg, group)
+        values |= {f"{group}.{key}": value for key, value in found.items()} if isinstance(found, dict) else {}
     return values
+
+
+def _select(tree: Any, key: str) -> Any:
+    for name in key.split("."):
+        tree = tree.get(name) if isinstance(tree, dict) else None
+    return tree
 
 
 def _list_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
