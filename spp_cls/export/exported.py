@@ -1,21 +1,20 @@
 """Exported networks: what an ONNX or a .pt2 file says of itself, and running it."""
 
 import json
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from types import ModuleType
 from typing import Any
-from zipfile import BadZipFile, ZipFile
 
 import torch
 from torch import Tensor
-from torch.export.pt2_archive import PT2ArchiveReader
 
-from spp_cls.cli.errors import UserError
+from spp_cls.cli.errors import UserError, shorten
+from spp_cls.cli.reading import is_file, parse_json
 from spp_cls.data.transforms.crops import compute_min_side
+from spp_cls.export.program import DAMAGE, RUN_ERRORS, Program
 from spp_cls.models.checkpoint import (
     CONFIG_KEY,
     OLD_CONFIG_KEY,
@@ -32,11 +31,7 @@ INPUT, OUTPUT = "images", "logits"
 _PREPROCESSING, _CLASS_NAMES = "preprocessing", "class_names"
 METADATA_KEYS = (_PREPROCESSING, _CLASS_NAMES, CONFIG_KEY)
 
-# All that torch.export.save writes for a network: raw weights, JSON, and the program as JSON.
-_PT2_RECORDS = re.compile(
-    r"data/weights/(weight_\d+|model_weights_config\.json)|data/constants/(tensor_\d+|model_constants_config\.json)"
-    r"|data/sample_inputs/model\.pt|models/model\.json|extra/\w+|archive_format|archive_version|byteorder|version|\.data/.+"
-)
+Run = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
@@ -48,7 +43,7 @@ class ExportedNet:
     """
 
     net: SPPNet
-    run: Callable[[Tensor], Tensor]
+    run: Run
 
 
 def describe_preprocessing(net: SPPNet) -> dict[str, Any]:
@@ -82,14 +77,16 @@ def read_config(metadata: Mapping[str, str]) -> NetConfig:
     """Read the network's configuration back from a file's metadata.
 
     Raises:
-        KeyError, TypeError, ValueError: if make_metadata did not make it.
+        KeyError, ValueError: if make_metadata did not make it.
     """
     if OLD_CONFIG_KEY in metadata:
         # Exports of version 0.1 divide their input by the std themselves.
-        values = {**convert_old_config(json.loads(metadata[OLD_CONFIG_KEY])), "std": ()}
+        values = {**convert_old_config(parse_json(metadata[OLD_CONFIG_KEY])), "std": ()}
     else:
-        values = json.loads(metadata[CONFIG_KEY])
-    return create_config_from_dict({**values, "class_names": json.loads(metadata[_CLASS_NAMES])})
+        values = parse_json(metadata[CONFIG_KEY])
+        if not isinstance(values, dict):
+            raise ValueError("its network is not a group of fields")
+    return create_config_from_dict({**values, "class_names": parse_json(metadata[_CLASS_NAMES])})
 
 
 def open_exported(path: Path) -> ExportedNet:
@@ -97,16 +94,28 @@ def open_exported(path: Path) -> ExportedNet:
 
     Raises:
         UserError: if there is no such file, python -m spp_cls.export did not write it, or onnxruntime is missing.
+            `run` raises it if the program does not take the images, or returns no logits of the network's classes.
     """
-    if not path.is_file():
+    if not is_file(path):
         raise UserError(f"there is no file {path}; give a checkpoint or an export")
     metadata, run = _open_onnx(path) if path.suffix == ".onnx" else _open_torch(path)
     try:
         config = read_config(metadata)
-    except (KeyError, TypeError, ValueError) as error:
-        raise _make_refusal(path) from error
+    except (KeyError, ValueError) as error:
+        raise _make_refusal(path, error) from error
     with torch.device("meta"):
-        return ExportedNet(create_net(config), run)
+        net = create_net(config)
+
+    def run_checked(images: Tensor) -> Tensor:
+        try:
+            logits = run(images)
+        except RUN_ERRORS as error:
+            raise _make_refusal(path, error) from error
+        if logits.shape != (len(images), config.num_classes) or not logits.isfinite().all():
+            raise _make_refusal(path, "its output is not a number for each class")
+        return logits
+
+    return ExportedNet(net, run_checked)
 
 
 def import_for_onnx(name: str) -> ModuleType:
@@ -121,48 +130,65 @@ def import_for_onnx(name: str) -> ModuleType:
         raise UserError(f'ONNX needs {name}; install it with: pip install "spp_cls[export]"') from error
 
 
-def _make_refusal(path: Path) -> UserError:
-    return UserError(f"{path} is not an export of spp_cls; give a file that python -m spp_cls.export wrote")
+def _make_refusal(path: Path, reason: object) -> UserError:
+    return UserError(
+        f"{path} is not an export of spp_cls ({shorten(reason)}); give a file that python -m spp_cls.export wrote"
+    )
 
 
-def _open_onnx(path: Path) -> tuple[Mapping[str, str], Callable[[Tensor], Tensor]]:
-    runtime = import_for_onnx("onnxruntime")
+def _open_onnx(path: Path) -> tuple[Mapping[str, str], Run]:
+    runtime, onnx = import_for_onnx("onnxruntime"), import_for_onnx("onnx")
+    options = runtime.SessionOptions()
+    # Not a second format that it knows, which may hold what has not been looked at.
+    options.add_session_config_entry("session.load_model_format", "ONNX")
+    # Its own messages come beside the exceptions.
+    options.log_severity_level = 4
     try:
-        session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no common class but this
-        raise _make_refusal(path) from error
+        model = onnx.load(path, load_external_data=False)
+        _check_onnx(model)
+        session = runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's and protobuf's exceptions have no common class but this
+        raise _make_refusal(path, error) from error
 
     def run(images: Tensor) -> Tensor:
-        return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+        try:
+            return torch.from_numpy(session.run([OUTPUT], {INPUT: images.numpy()})[0])
+        except Exception as error:  # as above
+            raise RuntimeError(str(error)) from error
 
-    return session.get_modelmeta().custom_metadata_map, run
-
-
-def _open_torch(path: Path) -> tuple[Mapping[str, str], Callable[[Tensor], Tensor]]:
-    try:
-        _check_pt2(path)
-        # PyTorch adds the names that the file has, but not to an empty dictionary.
-        metadata = dict.fromkeys(METADATA_KEYS, "")
-        program = torch.export.load(path, extra_files=metadata)
-    except (BadZipFile, RuntimeError, AssertionError, KeyError, TypeError, ValueError) as error:
-        raise _make_refusal(path) from error
-    return metadata, program.module()
+    return {entry.key: entry.value for entry in model.metadata_props}, run
 
 
-def _check_pt2(path: Path) -> None:
-    """Raise ValueError for an archive with pickles or compiled code in it, which torch.export.load would run.
+def _check_onnx(model: Any) -> None:
+    """Raise ValueError for what no export of ours has.
 
-    It unpickles without a restriction where the archive tells it to, and tries an older layout with other names.
+    That is weights in other files, operators of other domains (which may read files), functions, and graphs within
+    operators, which are branches and loops.
     """
-    archive = PT2ArchiveReader(str(path))
-    with ZipFile(path) as file:
-        names = [name.partition("/")[2] for name in file.namelist()]
-    for name in (*names, *archive.get_file_names()):
-        if not _PT2_RECORDS.fullmatch(name):
-            raise ValueError(f"unknown record {name}")
-    if archive.read_bytes("data/sample_inputs/model.pt"):
-        raise ValueError("pickled sample inputs")
-    for name in ("data/weights/model_weights_config.json", "data/constants/model_constants_config.json"):
-        for entry in json.loads(archive.read_string(name))["config"].values():
-            if entry["use_pickle"] is not False or not re.fullmatch(r"(weight|tensor)_\d+", entry["path_name"]):
-                raise ValueError(f"pickled value {entry['path_name']}")
+    graph = model.graph
+    if model.functions or model.training_info or graph.sparse_initializer:
+        raise ValueError("functions, training graphs or sparse weights")
+    if {each.domain for each in (*model.opset_import, *graph.node)} - {"", "ai.onnx"}:
+        raise ValueError("operators of another domain")
+    attributes = [attribute for node in graph.node for attribute in node.attribute]
+    if any(attribute.HasField("g") or attribute.graphs or attribute.ref_attr_name for attribute in attributes):
+        raise ValueError("graphs within operators")
+    tensors = [attribute.t for attribute in attributes if attribute.HasField("t")]
+    lists = [tensor for attribute in attributes for tensor in attribute.tensors]
+    if any(tensor.data_location or tensor.external_data for tensor in (*graph.initializer, *tensors, *lists)):
+        raise ValueError("weights in other files")
+    if any(attribute.HasField("sparse_tensor") or attribute.sparse_tensors for attribute in attributes):
+        raise ValueError("sparse weights")
+    weights = {tensor.name for tensor in graph.initializer}
+    if [each.name for each in graph.input if each.name not in weights] != [INPUT]:
+        raise ValueError("other inputs")
+    if [each.name for each in graph.output] != [OUTPUT]:
+        raise ValueError("other outputs")
+
+
+def _open_torch(path: Path) -> tuple[Mapping[str, str], Run]:
+    try:
+        program = Program(path)
+    except DAMAGE as error:
+        raise _make_refusal(path, error) from error
+    return program.extra, program

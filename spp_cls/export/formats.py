@@ -212,6 +212,7 @@ class _Format(NamedTuple):
 _FORMATS = {
     "safetensors": _Format(_write_safetensors, _open_folder, WEIGHTS_FILE),
     "onnx": _Format(_write_onnx, lambda folder: open_exported(folder / "model.onnx").run, "model.onnx"),
-    "torch": _Format(_write_torch, lambda folder: open_exported(folder / "model.pt2").run, "model.pt2"),
+    # By PyTorch itself, as others will open it; the file is our own.
+    "torch": _Format(_write_torch, lambda folder: torch.export.load(folder / "model.pt2").module(), "model.pt2"),
 }
 FORMATS = tuple(_FORMATS)
