@@ -3,6 +3,7 @@
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +12,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from spp_cls import UserError
 from spp_cls.data.loading.dataset import read_image
 from spp_cls.data.pack import main
 from spp_cls.data.sources import listing, open_source, packing
 from spp_cls.data.sources.files import ImageFiles
-from spp_cls.data.sources.packed import PackedImages
+from spp_cls.data.sources.packed import COLUMNS, PackedImages
 from spp_cls.data.sources.packing import PackSettings, pack, verify
 from spp_cls.data.sources.parquet import ParquetImages
 from tests.conftest import write_image
@@ -31,6 +33,72 @@ def small_files(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several files and batches out of 24 images."""
     monkeypatch.setattr(packing, "ROWS_PER_BATCH", 4)
     monkeypatch.setattr(packing, "IMAGES_PER_FILE", 10)
+
+
+def in_manifest(*path: str | int, value: object = None) -> Callable[[dict, dict], object]:
+    """Replace a value of the manifest; take it away without one."""
+
+    def change(manifest: dict, columns: dict) -> None:
+        holder = manifest
+        for name in path[:-1]:
+            holder = holder[name]
+        if value is None:
+            del holder[path[-1]]
+        else:
+            holder[path[-1]] = value
+        columns.clear()
+
+    return change
+
+
+def in_column(name: str, change: Callable[[list], list | None]) -> Callable[[dict, dict], object]:
+    """Replace a column of a packed file; take it away with None."""
+
+    def change_columns(manifest: dict, columns: dict) -> None:
+        found = change(columns.pop(name))
+        if found is not None:
+            columns[name] = found
+            # In their order.
+            columns |= {each: columns.pop(each) for each in COLUMNS if each in columns}
+
+    return change_columns
+
+
+FILE = ("splits", "val", "files", 0)
+
+TAMPERED: dict[str, Callable[[dict, dict], object]] = {
+    "no splits": in_manifest("splits"),
+    "splits a list": in_manifest("splits", value=[]),
+    "no format": in_manifest("format"),
+    "another format": in_manifest("format", value=2),
+    "no classes": in_manifest("classes", value=[]),
+    "classes numbers": in_manifest("classes", value=[1, 2, 3]),
+    "fewer classes": in_manifest("classes", value=["blue", "green"]),
+    "rows a word": in_manifest("rows_per_batch", value="four"),
+    "no rows": in_manifest("rows_per_batch", value=0),
+    "other rows": in_manifest("rows_per_batch", value=5),
+    "files a number": in_manifest("splits", "val", "files", value=3),
+    "a file a word": in_manifest(*FILE, value="val-00000.arrow"),
+    "a file elsewhere": in_manifest(*FILE, "name", value="../out/val-00000.arrow"),
+    "a file at the root": in_manifest(*FILE, "name", value="/etc/passwd"),
+    "more images in a file": in_manifest(*FILE, "images", value=10),
+    "more images": in_manifest("splits", "val", "images", value=10),
+    "images below zero": in_manifest(*FILE, "images", value=-9),
+    "no bytes": in_manifest(*FILE, "bytes"),
+    "bytes a word": in_manifest(*FILE, "bytes", value="many"),
+    "no images": in_column("image", lambda column: None),
+    "no labels": in_column("label", lambda column: None),
+    "null images": in_column("image", lambda column: [None] * 9),
+    "a null image": in_column("image", lambda column: [None, *column[1:]]),
+    "images text": in_column("image", lambda column: ["x"] * 9),
+    "labels words": in_column("label", lambda column: ["blue"] * 9),
+    "labels below zero": in_column("label", lambda column: [-1] * 9),
+    "labels out of range": in_column("label", lambda column: [0, 3, *column[2:]]),
+    "labels broken": in_column("label", lambda column: [0.5] * 9),
+    "sides of zero": in_column("width", lambda column: pa.array([0] * 9, pa.int32())),
+    "another column": in_column("name", lambda column: pa.array(range(9))),
+    "fewer rows": lambda manifest, columns: columns.update({name: cells[:4] for name, cells in columns.items()}),
+}
 
 
 @pytest.mark.usefixtures("small_files")
@@ -139,6 +207,49 @@ class TestPack:
         path.write_bytes(data[:-1])
         with pytest.raises(ValueError, match=r"train-00001\.arrow is missing or cut short"):
             open_source("packed", out, "train")
+
+    @pytest.mark.parametrize("change", TAMPERED.values(), ids=TAMPERED)
+    def test_tampered_packs_are_refused_in_one_line(
+        self, change: Callable[[dict, dict], object], image_folder: Path, tmp_path: Path
+    ) -> None:
+        out = tmp_path / "out"
+        manifest = pack(sources(image_folder), out, PackSettings(), 1, "stop")
+        path = out / "val-00000.arrow"
+        with pa.ipc.open_file(path) as file:
+            columns = file.read_all().to_pydict()
+        entry = manifest["splits"]["val"]["files"][0]
+        change(manifest, columns)
+        if columns:
+            with pa.ipc.new_file(path, pa.table(columns).schema) as writer:
+                writer.write_table(pa.table(columns), max_chunksize=4)
+            # Else its length alone would tell.
+            entry["bytes"] = path.stat().st_size
+        (out / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(UserError) as caught:
+            open_source("packed", out, "val")
+        assert "\n" not in str(caught.value)
+        with pytest.raises(UserError):
+            verify(out)
+
+    @pytest.mark.parametrize(
+        "content", [b"", b"[", b"[]", b"{}", b"null", b"[" * 100_000, b'{"name": "../x"}', b"\xff", b"{}" * 9]
+    )
+    @pytest.mark.parametrize("name", ["train-00000.arrow.json", "unfinished.json", "train-00000.arrow"])
+    def test_damaged_notes_of_an_unfinished_packing(
+        self, name: str, content: bytes, image_folder: Path, tmp_path: Path
+    ) -> None:
+        whole, out = sources(image_folder), tmp_path / "out"
+        (image_folder / "val/red/0.jpg").write_bytes(b"")
+        with pytest.raises(UserError, match="on_bad=skip"):
+            pack(whole, out, PackSettings(), 1, "stop")
+        (out / name).write_bytes(content)
+        if name == "unfinished.json":
+            with pytest.raises(UserError, match=r"unfinished\.json is not of a packed data set|was packed with other"):
+                pack(whole, out, PackSettings(), 1, "skip")
+        else:
+            # What is not whole is packed again.
+            pack(whole, out, PackSettings(), 1, "skip")
+            assert verify(out) == {"train": 24, "val": 8}
 
     def test_command_line(self, image_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (image_folder / "val/red/0.jpg").write_bytes(b"")

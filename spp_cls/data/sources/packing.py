@@ -6,6 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -17,8 +18,20 @@ from tqdm import tqdm
 
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.files import replace_atomically
+from spp_cls.cli.reading import is_file
+from spp_cls.cli.schema import key
 from spp_cls.data.sources.identity import hash_list
-from spp_cls.data.sources.packed import COLUMNS, MANIFEST, PackedImages, import_pyarrow, read_manifest
+from spp_cls.data.sources.packed import (
+    COLUMNS,
+    MANIFEST,
+    TYPES,
+    Manifest,
+    PackedFile,
+    PackedImages,
+    import_pyarrow,
+    read_described,
+    read_manifest,
+)
 from spp_cls.data.sources.parquet import ParquetImages
 from spp_cls.data.sources.source import ImageSource
 from spp_cls.data.transforms.crops import resize
@@ -42,6 +55,13 @@ class PackSettings(NamedTuple):
 
     min_side: int | None = None
     quality: int = 90
+
+
+@dataclass(frozen=True)
+class _Unfinished:
+    """What is read of the start of a manifest; all of it is compared."""
+
+    format: int = key(least=1, most=1)
 
 
 class Row(NamedTuple):
@@ -107,9 +127,9 @@ def pack(
 def _is_packed(out: Path, manifest: Mapping[str, Any]) -> bool:
     """Make the folder, or check that it holds the same data with the same settings, complete or not."""
     out.mkdir(parents=True, exist_ok=True)
-    for path in (out / MANIFEST, out / _UNFINISHED):
-        if path.is_file():
-            old = json.loads(path.read_text())
+    for path, schema in ((out / MANIFEST, Manifest), (out / _UNFINISHED, _Unfinished)):
+        if is_file(path):
+            old = read_described(path, schema)
             different = [key for key, value in manifest.items() if old.get(key) != value]
             if different:
                 raise UserError(
@@ -124,8 +144,8 @@ def _is_packed(out: Path, manifest: Mapping[str, Any]) -> bool:
 def _pack_file(path: Path, rows: Iterable[Row | dict[str, str]], on_bad: OnBad, bar: Any) -> dict[str, Any]:
     """Write one file and a note about it, and return the note; if there is a note already, the file is complete."""
     note_path = path.with_name(path.name + _NOTE)
-    if note_path.is_file():
-        return dict(json.loads(note_path.read_text()))
+    if is_file(note_path) and (note := _read_note(note_path, path)):
+        return note
     bad: list[dict[str, str]] = []
 
     def collect_good() -> Iterator[Row]:
@@ -146,9 +166,25 @@ def _pack_file(path: Path, rows: Iterable[Row | dict[str, str]], on_bad: OnBad, 
     return note
 
 
+def _read_note(note_path: Path, path: Path) -> dict[str, Any] | None:
+    """Return the note about a complete file; None if one of the two is damaged, and the file is to be packed again."""
+    try:
+        note = read_described(note_path, PackedFile)
+    except UserError:
+        return None
+    is_complete = note["name"] == path.name and is_file(path) and path.stat().st_size == note["bytes"]
+    return note if is_complete and "bad" in note else None
+
+
 def _read_row(source: PackSource, settings: PackSettings, index: int) -> Row | dict[str, str]:
     """Return the row of an image, encoded again if asked for; its name and the reason if it is damaged."""
     data, name = source.read(index), source.name(index)
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the name of the image {source.location(index)!a} is not UTF-8, as names in packed data are; rename it"
+        ) from error
     try:
         pixels = decode(data, source.location(index), settings.min_side)
     except UndecodableImageError as error:
@@ -180,7 +216,7 @@ def _map_in_order(
 def _write_rows(path: Path, rows: Iterable[Row]) -> int:
     """Write rows as an Arrow IPC file and return their number; all its batches but the last have ROWS_PER_BATCH."""
     pyarrow = import_pyarrow()
-    types = (pyarrow.binary(), pyarrow.int64(), pyarrow.string(), pyarrow.int32(), pyarrow.int32())
+    types = [pyarrow.type_for_alias(name) for name in TYPES]
     schema = pyarrow.schema(list(zip(COLUMNS, types, strict=True)))
     count = 0
     rest = iter(rows)
@@ -206,7 +242,7 @@ def verify(root: Path) -> dict[str, int]:
     """Check the files of a packed data set against its manifest; return the number of images of each split.
 
     Raises:
-        UserError: if a file is missing or differs, or a label is not the number of a class.
+        UserError: if a file is missing or differs, or is not a packed file.
     """
     counts = {}
     for split, content in read_manifest(root)["splits"].items():
@@ -215,9 +251,5 @@ def verify(root: Path) -> dict[str, int]:
             path = root / entry["name"]
             if _hash_file(path) != entry["sha256"]:
                 raise UserError(f"{path} differs from what was packed; copy it again or pack it again")
-        if len(source) != len(source.labels) or not set(source.labels.tolist()) <= set(range(len(source.class_names))):
-            raise UserError(
-                f"labels of {split} in {root} are not among its {len(source.class_names)} classes; pack again"
-            )
         counts[split] = len(source)
     return counts
