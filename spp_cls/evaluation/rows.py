@@ -10,13 +10,15 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, get_type_hints
 
 import torch
 
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.files import lock_file, replace_atomically
+from spp_cls.cli.schema import has_type
 from spp_cls.data.loading.workers import count_cpus
 
 
@@ -130,15 +132,18 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
     """Read the rows of a file that append_csv wrote, as text; no file, or an empty one, means no rows.
 
     Raises:
-        UserError: if the file has other columns, or is none.
+        UserError: if it is no file, has other columns, or a cell is not of its column's kind.
     """
     path = Path(path)
-    _check_is_file(path)
-    if not path.exists():
-        return []
-    # A file that is not text has other columns too.
-    with path.open(newline="", errors="replace") as file:
-        return _read_rows(file, path)
+    try:
+        if not path.exists():
+            return []
+        _check_is_file(path)
+        # A file that is not text has other columns too.
+        with path.open(newline="", errors="replace") as file:
+            return _read_rows(file, path)
+    except OSError as error:
+        raise UserError(f"cannot read the results {path}: {error.strerror}; name another file") from error
 
 
 def _check_is_file(path: Path) -> None:
@@ -148,11 +153,32 @@ def _check_is_file(path: Path) -> None:
 
 
 def _read_rows(file: IO[str], path: Path) -> list[dict[str, str]]:
-    reader = csv.DictReader(file)
-    columns = reader.fieldnames or _COLUMNS
-    rows = list(reader)
-    is_known = columns in (_COLUMNS, [name for name in _COLUMNS if name not in _NEW_COLUMNS])
-    # DictReader fills a short line with None, and keeps the rest of a long one under None.
-    if not is_known or any(None in row or None in row.values() for row in rows):
-        raise UserError(f"{path} has other columns than results of eval.py; move it away or name another file")
+    hints = get_type_hints(Row)
+    try:
+        reader = csv.DictReader(file)
+        columns = reader.fieldnames or _COLUMNS
+        if columns not in (_COLUMNS, [name for name in _COLUMNS if name not in _NEW_COLUMNS]):
+            raise UserError(f"{path} has other columns than results of eval.py; move it away or name another file")
+        rows = list(reader)
+    except csv.Error as error:
+        raise UserError(f"{path} is not a file of results of eval.py ({error}); name another file") from error
+    for number, row in enumerate(rows, start=1):
+        wrong = [name for name in columns if not _is_cell(row[name], hints[name])]
+        # DictReader keeps the rest of a long line under None.
+        if wrong or None in row:
+            raise UserError(
+                f"result {number} of {path} is damaged ({wrong[0] if wrong else 'too many cells'}); remove that line"
+            )
     return [dict.fromkeys(_NEW_COLUMNS, "") | row for row in rows]
+
+
+def _is_cell(text: str | None, hint: Any) -> bool:
+    """Return whether a cell holds what a field of Row does."""
+    if text is None:
+        return False
+    if hint is str or (text == "" and has_type(None, hint)):
+        return True
+    try:
+        return isfinite(int(text) if hint is int else float(text))
+    except ValueError:
+        return False

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Literal
 
 from spp_cls.cli.arguments import parse_arguments, run_tool
-from spp_cls.cli.errors import UserError
+from spp_cls.cli.errors import UserError, shorten
+from spp_cls.cli.reading import is_file
 from spp_cls.cli.schema import key
 from spp_cls.cli.terminal import Table, format_as
 from spp_cls.evaluation.images import get_min_side
@@ -29,6 +30,7 @@ MEASURED_HEADER = (
 # A row of ours measures what a row of the paper does if these agree and it is of all ImageNet validation images.
 _IDENTITY = ("net", "pooling", "levels", "sizes", "protocol")
 _IMAGENET_VAL = "50000"
+_ERRORS = ("top1_error", "top5_error")
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,26 @@ def read_results(folder: str | Path) -> tuple[list[dict[str, str]], list[dict[st
         UserError: if the folder has no paper.csv, or a file has other columns.
     """
     folder = Path(folder)
-    if not (folder / "paper.csv").is_file():
+    if not is_file(folder / "paper.csv"):
         raise UserError(f"there is no paper.csv in {folder}; give the folder of results as results=PATH")
-    with (folder / "paper.csv").open(newline="") as file:
-        paper = list(csv.DictReader(file))
+    paper = _read_paper(folder / "paper.csv")
     ours = [row for path in sorted(folder.glob("*.csv")) if path.name != "paper.csv" for row in read_csv(path)]
     return paper, ours
+
+
+def _read_paper(path: Path) -> list[dict[str, str]]:
+    try:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows = list(csv.DictReader(file))
+        for row in rows:
+            missing = [name for name in ("table", "row", "views", *_IDENTITY, *_ERRORS) if row.get(name) is None]
+            if missing:
+                raise ValueError(f"{missing[0]} is missing")
+            for name in _ERRORS:
+                float(row[name] or 0)
+    except (ValueError, csv.Error) as error:
+        raise UserError(f"{path} is not the paper's results ({shorten(error)}); take it from the repository") from error
+    return rows
 
 
 def build_paper_tables(paper: Sequence[dict[str, str]], ours: Sequence[dict[str, str]]) -> list[Table]:
@@ -86,7 +102,7 @@ def _is_sharp(row: dict[str, str]) -> bool:
 
 def _compare(paper_row: dict[str, str], result: dict[str, str] | None) -> list[str]:
     cells = [paper_row["row"], paper_row["views"]]
-    for name in ("top1_error", "top5_error"):
+    for name in _ERRORS:
         error = paper_row[name]
         measured = f"{float(result[name]):.2f}" if result else ""
         difference = f"{float(result[name]) - float(error):+.2f}" if result and error else ""
@@ -100,7 +116,7 @@ def build_measured_table(ours: Sequence[dict[str, str]]) -> Table:
         [
             _name_data(row),
             *(row[key] for key in ("net", "pooling", "sizes", "epochs", "protocol", "views")),
-            *(f"{float(row[key]):.2f}" for key in ("top1_error", "top5_error")),
+            *(f"{float(row[key]):.2f}" for key in _ERRORS),
             row["images"],
             f"{float(row['agreement_with_crop10']):.2f}" if row["agreement_with_crop10"] else "",
         ]

@@ -12,8 +12,9 @@ from typing import Any, Literal
 from pytorch_lightning.loggers import Logger, MLFlowLogger, TensorBoardLogger, WandbLogger
 from pytorch_lightning.utilities import rank_zero_only
 
-from spp_cls.cli.errors import UserError
+from spp_cls.cli.errors import UserError, shorten
 from spp_cls.cli.files import replace_atomically
+from spp_cls.cli.reading import check_regular
 from spp_cls.cli.targets import bind_target, call_bound
 from spp_cls.training.overwriting import Overwriting
 
@@ -201,5 +202,12 @@ class CSVLogger(Logger):
     def _read_rows(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
-        with self.path.open(newline="") as file:
-            return [row for row in csv.DictReader(file) if int(row["step"]) < self._resume_step]
+        try:
+            check_regular(self.path)
+            with self.path.open(newline="", encoding="utf-8") as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) < self._resume_step]
+            if any(None in row or None in row.values() for row in rows):
+                raise ValueError("a row has more or fewer cells than the header")
+        except (KeyError, TypeError, ValueError, csv.Error, OSError) as error:
+            raise UserError(f"{self.path} is not a file of metrics ({shorten(error)}); move it away") from error
+        return rows
