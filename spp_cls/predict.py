@@ -15,12 +15,14 @@ from torch import Tensor
 
 from spp_cls.cli.arguments import parse_arguments, run_tool
 from spp_cls.cli.errors import UserError, format_error
+from spp_cls.cli.reading import is_file, is_folder
 from spp_cls.cli.schema import key
 from spp_cls.cli.targets import import_plugins
 from spp_cls.cli.terminal import format_table
 from spp_cls.data.loading.batch import normalize
 from spp_cls.data.loading.dataset import read_image
 from spp_cls.data.sources.files import ImageFiles
+from spp_cls.data.transforms.decode import FORMATS
 from spp_cls.evaluation.evaluate import check_protocols
 from spp_cls.evaluation.features import view_features
 from spp_cls.evaluation.images import Cut, cut_images, get_cut
@@ -119,15 +121,15 @@ def find_images(names: Sequence[str]) -> list[Path]:
     Raises:
         UserError: if there is no such file, or no image in a folder.
     """
-    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    endings = {ending for ending, kind in Image.registered_extensions().items() if kind in FORMATS}
     paths: list[Path] = []
     for name in names:
         path = Path(name)
-        if not path.exists():
-            raise UserError(f"there is no image {path}; give files or folders of images")
+        if not is_file(path) and not is_folder(path):
+            raise UserError(f"there is no image {path}, or it is no file; give files or folders of images")
         found = [path]
-        if path.is_dir():
-            found = sorted(each for each in path.rglob("*") if each.suffix.lower() in endings and each.is_file())
+        if is_folder(path):
+            found = sorted(each for each in path.rglob("*") if each.suffix.lower() in endings and is_file(each))
         if not found:
             raise UserError(f"there is no image in the folder {path}; give files or folders of images")
         paths += found

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from spp_cls.cli.errors import UserError
 from spp_cls.data.loading.dataset import read_image
 from spp_cls.data.loading.loader import raise_worker_errors
 from spp_cls.data.sources import ImageSource
@@ -87,10 +88,20 @@ class ViewedImages(Dataset[ViewSample]):
         pixels = read_image(self.source, index)
         return cut_image(pixels, self.cuts, self.input_size), int(self.source.labels[index]), index
 
+    def collate(self, samples: Sequence[ViewSample]) -> ViewBatch:
+        """Make a batch of images whose cuts have the same shapes.
 
-def _collate(samples: Sequence[ViewSample]) -> ViewBatch:
-    cuts, labels, indices = zip(*samples, strict=True)
-    return ViewBatch(_stack(cuts), torch.tensor(labels), torch.tensor(indices))
+        Raises:
+            UserError: if an image has another size than the source says.
+        """
+        cuts, labels, indices = zip(*samples, strict=True)
+        for sample, index in zip(cuts, indices, strict=True):
+            if any(sample[cut].shape != cuts[0][cut].shape for cut in sample):
+                raise UserError(
+                    f"{self.source.location(index)} or {self.source.location(indices[0])} has another size than its "
+                    "data set says; pack it again"
+                )
+        return ViewBatch(_stack(cuts), torch.tensor(labels), torch.tensor(indices))
 
 
 class _ImageSizes(Dataset[tuple[int, int]]):
@@ -160,10 +171,11 @@ def load_views(
         UserError: if workers take longer than `timeout` seconds (0: any time) for a batch.
     """
     cuts = get_cuts(views, input_size)
+    images = ViewedImages(source, cuts, input_size)
     loader = DataLoader(
-        ViewedImages(source, cuts, input_size),
+        images,
         batch_sampler=group_by_shape(source, indices, cuts, input_size, max_pixels, num_workers, timeout),
-        collate_fn=_collate,
+        collate_fn=images.collate,
         num_workers=num_workers,
         pin_memory=torch.cuda.is_available(),
         timeout=timeout if num_workers else 0,

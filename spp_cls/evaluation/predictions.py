@@ -63,7 +63,8 @@ def _list_columns(predictions: Predictions) -> tuple[Tensor, Tensor, Tensor, Ten
 def write_csv(predictions: Mapping[str, Predictions], source: ImageSource, path: str | Path) -> None:
     """Write the predictions of some protocols: protocol, image, label, class1..class5, score1..score5.
 
-    Labels and classes are names. Where there are fewer than five classes, there are fewer columns.
+    Labels and classes are names. Where there are fewer than five classes, there are fewer columns. A file name that is
+    not UTF-8 is written with the bytes that it has on the disk.
 
     Raises:
         UserError: if the file cannot be written.
@@ -72,7 +73,10 @@ def write_csv(predictions: Mapping[str, Predictions], source: ImageSource, path:
     ranks = range(1, 1 + min(5, len(names)))
     header = ["protocol", "image", "label", *(f"class{rank}" for rank in ranks), *(f"score{rank}" for rank in ranks)]
     try:
-        with replace_atomically(Path(path)) as unfinished, unfinished.open("w", newline="") as file:
+        with (
+            replace_atomically(Path(path)) as unfinished,
+            unfinished.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
+        ):
             writer = csv.writer(file)
             writer.writerow(header)
             for protocol, found in predictions.items():

@@ -10,6 +10,7 @@ import numpy as np
 
 from spp_cls.cli.arguments import parse_arguments, run_tool
 from spp_cls.cli.errors import UserError
+from spp_cls.cli.reading import is_file
 from spp_cls.cli.schema import key
 from spp_cls.cli.targets import import_plugins
 from spp_cls.data.loading.dataset import read_image
@@ -41,8 +42,8 @@ def main(arguments: Sequence[str]) -> None:
     if len(names) != 2:
         raise UserError("name a network and an image: python -m spp_cls.evaluation.show NET IMAGE [key=value ...]")
     import_plugins(options.plugins)
-    if not Path(names[1]).is_file():
-        raise UserError(f"there is no image {names[1]}")
+    if not is_file(names[1]):
+        raise UserError(f"there is no image {names[1]}, or it is no file")
     net = load_net(names[0])
     source = ImageFiles(Path(), np.array([os.fsencode(names[1])]), np.zeros(1, np.int64), ())
     picture = draw_views(net, read_image(source, 0), options.scale, options.channel)

@@ -1,6 +1,7 @@
 """Damaged and odd image files: each decodes as Pillow does or is reported by name, none is half grey without a word."""
 
 import io
+import subprocess
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -105,8 +106,8 @@ def frames() -> list[Image.Image]:
 
 ODD = {
     "1x1": lambda: encoded(photograph(1, 1, 0), "JPEG"),
-    "1x5000": lambda: encoded(photograph(1, 5000, 0), "JPEG"),
-    "5000x1": lambda: encoded(photograph(5000, 1, 0), "JPEG"),
+    "1x256": lambda: encoded(photograph(1, 256, 0), "JPEG"),
+    "256x1": lambda: encoded(photograph(256, 1, 0), "JPEG"),
     "cmyk": lambda: encoded(photograph(30, 20, 0).convert("CMYK"), "JPEG"),
     "grey": lambda: encoded(photograph(30, 20, 0).convert("L"), "JPEG"),
     "palette": lambda: encoded(photograph(30, 20, 0).convert("P"), "PNG"),
@@ -138,6 +139,23 @@ def test_a_header_that_claims_an_absurd_size_is_refused_at_once() -> None:
     data[start : start + 4] = b"\xff\xff\xff\xff"
     with pytest.raises(UndecodableImageError, match="huge: "):
         decode(bytes(data), "huge")
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
+@pytest.mark.parametrize("shape", [(1, 257), (257, 1), (2, 60_000)])
+def test_a_strip_is_refused_before_it_is_resized(kind: str, shape: tuple[int, int]) -> None:
+    data = encoded(Image.new("RGB", shape), kind)
+    with pytest.raises(UndecodableImageError, match=rf"strip: {shape[0]} x {shape[1]} pixels, over 256 times longer"):
+        decode(data, "strip", 64)
+
+
+def test_an_image_that_is_a_program_is_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(photograph(30, 20, 0), "EPS")
+    # Pillow takes it for an image, and would start Ghostscript, which runs the PostScript in it.
+    assert Image.open(io.BytesIO(data)).format == "EPS"
+    monkeypatch.setattr(subprocess, "check_call", lambda *_, **__: pytest.fail("a program was started"))
+    with pytest.raises(UndecodableImageError, match="not in a known image format"):
+        decode(data, "a.jpg")
 
 
 def test_large_images_are_decoded_at_half_or_a_quarter_of_their_size() -> None:

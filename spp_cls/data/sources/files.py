@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spp_cls.cli.errors import UserError
+from spp_cls.cli.reading import check_regular, is_folder
 from spp_cls.data.sources.listing import list_class_folders, list_class_images
 from spp_cls.data.sources.source import Split
 from spp_cls.data.transforms.decode import read_size
@@ -50,6 +51,7 @@ class ImageFiles:
         """
         path = self.location(index)
         try:
+            check_regular(path)
             with open(path, "rb", buffering=0) as file:
                 return file.read()
         except OSError as error:
@@ -72,7 +74,7 @@ def open_image_folder(root: Path, split: Split) -> ImageFiles:
         UserError: if the folder is not laid out like that, or a class of val is not in train.
     """
     folder = root / split
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise UserError(f"{root} has no folder {split}; it needs train/<class>/<image> and val/<class>/<image>")
     classes = list_class_folders(folder)
     if split == "train" or not (root / "train").is_dir():

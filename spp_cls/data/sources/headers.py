@@ -39,10 +39,12 @@ def _read_cached(source: ImageFiles) -> NDArray[np.int64]:
     cached = listing.find_cache("sizes", os.fsencode(source.root.resolve()) + b"\0" + source.names.tobytes())
     folders = sorted({os.path.dirname(source.name(index)) for index in range(len(source))})
     changed = np.array([os.stat(source.root / folder).st_mtime_ns for folder in folders], np.int64)
-    if cached.is_file():
-        with np.load(cached) as found:
-            if np.array_equal(found["changed"], changed):
-                return np.asarray(found["sizes"], np.int64)
+    found = listing.read_cache(cached, "changed", "sizes")
+    if np.array_equal(found.get("changed", ()), changed):
+        sizes = found["sizes"]
+        # Else a crafted or damaged one.
+        if sizes.dtype == np.int64 and sizes.shape == (len(source), 2) and sizes.min(initial=1) > 0:
+            return sizes
     now = time.time_ns()
     sizes = _read_headers(source)
     if now - changed.max() > listing.SETTLED_SECONDS * 10**9:

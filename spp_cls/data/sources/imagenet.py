@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from spp_cls.cli.errors import UserError
+from spp_cls.cli.errors import UserError, shorten
 from spp_cls.data.sources.files import ImageFiles, open_class_folders, open_image_folder
 from spp_cls.data.sources.listing import list_class_folders, list_images
 from spp_cls.data.sources.source import Split
@@ -32,7 +32,12 @@ def open_imagenet(root: Path, split: Split) -> ImageFiles:
     if any(entry.is_dir() for entry in os.scandir(folder)):
         return open_image_folder(images, "val")
     names = list_images(folder)
-    class_of, known = _read_val_classes(root, names)
+    try:
+        class_of, known = _read_val_classes(root, names)
+    except (ValueError, KeyError, IndexError, AttributeError, TypeError, csv.Error) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(f"the labels of the val folder in {root} are damaged ({shorten(error)})") from error
     class_names = list_class_folders(images / "train") if (images / "train").is_dir() else known
     numbers = {name: number for number, name in enumerate(class_names)}
     unlabelled = [name for name in names if class_of.get(name) not in numbers]

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from spp_cls.cli.errors import UserError
+from spp_cls.cli.reading import is_folder
 from spp_cls.cli.targets import call_bound, import_target
 from spp_cls.data.demo import draw_demo
 from spp_cls.data.sources.files import ImageFiles, open_image_folder
@@ -45,7 +46,7 @@ def open_source(kind: str, root: str | Path, split: Split) -> ImageSource:
         raise UserError(
             f"there is no kind of data {kind}; choose {', '.join(KINDS)}, or the dotted path of a function of your own"
         )
-    if kind != "demo" and not root.is_dir():
+    if kind != "demo" and not is_folder(root):
         raise UserError(f"there is no folder {root}; set data.root to the data set's folder")
     return KINDS[kind](root, split)
 

@@ -4,14 +4,18 @@ import hashlib
 import logging
 import os
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.files import replace_atomically
+from spp_cls.cli.reading import is_file
 
 _log = logging.getLogger(__name__)
 
@@ -28,9 +32,13 @@ def list_class_folders(folder: Path) -> tuple[str, ...]:
     """List the folders of the classes in `folder`, sorted.
 
     Raises:
-        UserError: if there are none.
+        UserError: if there are none, or an entry is a link that leads nowhere but to itself.
     """
-    classes = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
+    try:
+        with os.scandir(folder) as entries:
+            classes = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_dir())
+    except OSError as error:
+        raise UserError(f"cannot list {error.filename or folder}: {error.strerror}; mend or remove it") from error
     if not classes:
         raise UserError(f"{folder} has no class folders; it needs one folder of images for each class")
     return tuple(classes)
@@ -54,10 +62,9 @@ def list_class_images(folder: Path, classes: Sequence[str]) -> tuple[NDArray[np.
     cached = find_cache("images", os.fsencode(folder.resolve()))
     changed = np.array([os.stat(folder / name).st_mtime_ns for name in classes], np.int64)
     key = np.array([os.fsencode(name) for name in classes])
-    if cached.is_file():
-        with np.load(cached) as found:
-            if np.array_equal(found["classes"], key) and np.array_equal(found["changed"], changed):
-                return found["names"], found["counts"]
+    found = _read_list(cached)
+    if np.array_equal(found.get("classes", ()), key) and np.array_equal(found.get("changed", ()), changed):
+        return found["names"], found["counts"]
     now = time.time_ns()
     images = [list_images(folder / name) for name in classes]
     names = np.array(
@@ -73,6 +80,29 @@ def find_cache(kind: str, content: bytes) -> Path:
     """Return the file in which something about `content`, a folder or a list of files, is cached."""
     caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return caches / "spp_cls" / f"{kind}-{hashlib.sha256(content).hexdigest()[:16]}.npz"
+
+
+def read_cache(path: Path, *names: str) -> dict[str, NDArray[Any]]:
+    """Return the arrays of a cache by these names; none if there is no cache, or it is damaged."""
+    if not is_file(path):
+        return {}
+    try:
+        # Without pickles, which is NumPy's default.
+        with np.load(path) as file:
+            found = {name: file[name] for name in names}
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile, zlib.error, NotImplementedError) as error:
+        _log.info("the cache %s is damaged (%s) and made again", path, error)
+        return {}
+    return found if all(isinstance(array, np.ndarray) and array.ndim for array in found.values()) else {}
+
+
+def _read_list(path: Path) -> dict[str, NDArray[Any]]:
+    """Return a list of images that was cached; nothing if there is none, or it is not whole."""
+    found = read_cache(path, "classes", "changed", "names", "counts")
+    if not found:
+        return {}
+    is_list = found["names"].dtype.kind == "S" and found["names"].ndim == 1 and found["counts"].dtype == np.int64
+    return found if is_list and found["counts"].sum() == len(found["names"]) else {}
 
 
 def write_cache(path: Path, **arrays: NDArray[np.generic]) -> None:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from spp_cls.cli.errors import UserError
+from spp_cls.cli.reading import check_regular
 
 Pixels = NDArray[np.uint8]
 
@@ -20,18 +21,26 @@ Data = bytes | NDArray[np.uint8]
 _GREY_REST = ("premature end of data segment", "found marker")
 
 
+# Not all that Pillow knows: for EPS it starts Ghostscript, a program that the image is written in.
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "DIB", "GIF", "PPM", "JPEG2000", "AVIF", "QOI")
+
+# No photograph is so many times longer than wide; a strip of 1 x 1,000,000 would be resized to 256 x 256,000,000.
+MOST_ASPECT = 256
+
+
 class UndecodableImageError(UserError):
     """The bytes are not a complete image; the message names the file and the reason."""
 
 
 def decode(data: Data, name: str, min_side: int | None = None) -> Pixels:
-    """Decode any common image format to H x W x 3 uint8, whatever its colour mode; EXIF orientation is ignored.
+    """Decode any of FORMATS to H x W x 3 uint8, whatever its colour mode; EXIF orientation is ignored.
 
     `name` is the file's name for the error message. Give `min_side` if the image will be resized to it: a JPEG at
     least twice as large is then decoded at a half, a quarter or an eighth of its size, not smaller than `min_side`.
 
     Raises:
-        UndecodableImageError: if the data is truncated, damaged or not an image.
+        UndecodableImageError: if the data is truncated, damaged or not an image, has over twice
+            PIL.Image.MAX_IMAGE_PIXELS, or is over MOST_ASPECT times longer than wide (or wider than long).
     """
     try:
         return _decode_jpeg(data, min_side)
@@ -39,10 +48,11 @@ def decode(data: Data, name: str, min_side: int | None = None) -> Pixels:
         refusal = str(error)
     try:
         # Pillow warns of images whose header claims an absurd size, before it refuses them.
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(bytes(data))) as image:
+        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(bytes(data)), formats=FORMATS) as image:
+            _check_aspect(*image.size)
             pixels = np.array(_convert_to_rgb(image))
     except Exception as error:  # a damaged file can make Pillow's parsers raise nearly anything
-        raise UndecodableImageError(f"cannot decode the image {name}: {_describe_error(error)}") from error
+        raise _make_refusal(name, error) from error
     if any(words in refusal for words in _GREY_REST):
         raise UndecodableImageError(f"cannot decode the image {name}: {refusal}")
     return pixels
@@ -51,6 +61,7 @@ def decode(data: Data, name: str, min_side: int | None = None) -> Pixels:
 def _decode_jpeg(data: Data, min_side: int | None) -> Pixels:
     """Decode an ordinary JPEG with libjpeg-turbo; ValueError for everything else, also for small irregularities."""
     height, width, colours, _ = simplejpeg.decode_jpeg_header(data)
+    _check_aspect(width, height)
     # A damaged header can claim any size; Pillow has a limit.
     if height * width > (Image.MAX_IMAGE_PIXELS or 0):
         raise ValueError("a very large image")
@@ -63,6 +74,11 @@ def _decode_jpeg(data: Data, min_side: int | None) -> Pixels:
     # Other fractions take longer than decoding the whole image.
     part = next(part for part in (8, 4, 2) if min(height, width) >= part * min_side)
     return simplejpeg.decode_jpeg(data, min_height=-(-height // part), min_width=-(-width // part), min_factor=2)
+
+
+def _check_aspect(width: int, height: int) -> None:
+    if max(width, height) > MOST_ASPECT * min(width, height):
+        raise ValueError(f"{width} x {height} pixels, over {MOST_ASPECT} times longer than wide, is no photograph")
 
 
 def _convert_to_rgb(image: Image.Image) -> Image.Image:
@@ -90,9 +106,17 @@ def read_size(path: Path) -> tuple[int, int]:
         UserError: if the file cannot be read.
     """
     try:
-        with Image.open(path) as image:
+        check_regular(path)
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
             return image.size
-    except Image.UnidentifiedImageError as error:
-        raise UndecodableImageError(f"cannot decode the image {path}: {_describe_error(error)}") from error
     except OSError as error:
-        raise UserError(f"cannot read the image {path}: {error.strerror or error}") from error
+        # Pillow's own, such as of an unknown format, have no number.
+        if error.errno is not None:
+            raise UserError(f"cannot read the image {path}: {error.strerror or error}") from error
+        raise _make_refusal(str(path), error) from error
+    except Exception as error:  # as in decode
+        raise _make_refusal(str(path), error) from error
+
+
+def _make_refusal(name: str, error: Exception) -> UndecodableImageError:
+    return UndecodableImageError(f"cannot decode the image {name}: {_describe_error(error)}")
