@@ -83,8 +83,12 @@ def test_python_examples(guide: str, image_folder: Path, tmp_path: Path, monkeyp
 
 
 @pytest.mark.parametrize(
-    "guide", [*GUIDES, "docs/running.md", "docs/shapes.md", "docs/exporting.md", "docs/results.md", "CONTRIBUTING.md"]
-)
+    "guide",
+    [
+        *GUIDES, "docs/running.md", "docs/shapes.md", "docs/exporting.md", "docs/results.md", "docs/safety.md",
+        "CONTRIBUTING.md",
+    ],
+)  # fmt: skip
 def test_links_lead_somewhere(guide: str) -> None:
     path = REPOSITORY / guide
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", path.read_text()):
