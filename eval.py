@@ -31,10 +31,13 @@ def test(keys: EvalKeys, cfg: DictConfig) -> None:
     """Test a checkpoint, or all of a folder; print a table and, as the last line, the rows as JSON."""
     import_plugins(keys.plugins)
     protocols = choose_protocols(keys.protocol, keys.scales, keys.positions, keys.flips)
-    groups = group_checkpoints(find_checkpoints(keys.ckpt), keys.ensemble)
+    paths = find_checkpoints(keys.ckpt)
+    groups = group_checkpoints(paths, keys.ensemble)
     if keys.predictions and len(groups) > 1 and not keys.ensemble:
         raise UserError(f"predictions are for one checkpoint, and ckpt has {len(groups)}; name one")
-    written = read_csv(keys.out) if keys.out and len(groups) > 1 and not keys.predictions else []
+    # What is named by itself is tested again.
+    is_sweep = keys.ckpt != str(paths[0]) and not keys.predictions
+    written = read_csv(keys.out) if keys.out and is_sweep else []
     done = {tuple(row[column] for column in IDENTITY) for row in written}
     source = open_source(keys.data.kind, keys.data.root, "val")
     data = identify_source(keys.data.kind, keys.data.root, source)

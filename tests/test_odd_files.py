@@ -97,7 +97,7 @@ def test_images_and_data_sets_by_names_that_lead_nowhere(name: str, folder: Path
     (folder / "loop").symlink_to("loop")
     assert "there is no image" in error_of(tool("spp_cls.predict", "best.ckpt", name))
     assert "there is no folder" in error_of(tool("spp_cls.data.pack", f"data.root={name}", "out=packed"))
-    assert "cannot write" in error_of(tool("spp_cls.data.pack", "data.root=images", f"out={name}"))
+    assert "cannot use" in error_of(tool("spp_cls.data.pack", "data.root=images", f"out={name}"))
     assert "there is no checkpoint" in error_of(command("eval.py", f"ckpt={name}", *EVAL[1:]))
     assert "there is no folder" in error_of(command("eval.py", *EVAL[:2], f"data.root={name}"))
 
@@ -143,7 +143,7 @@ def test_results_are_never_written_to_a_device(device: str, folder: Path, tool: 
     message = error_of(command("eval.py", *EVAL, f"predictions={device}"))
     assert f"cannot write {device}: it is there already and is no file" in message
     for out in (device, f"{device}/packed"):
-        assert f"cannot write {device}" in error_of(tool("spp_cls.data.pack", "data.root=images", f"out={out}"))
+        assert f"cannot use {device}" in error_of(tool("spp_cls.data.pack", "data.root=images", f"out={out}"))
     # As root, a file could be put in its place.
     assert os.stat(device).st_mode == kind
 

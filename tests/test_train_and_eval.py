@@ -254,7 +254,7 @@ def test_a_global_batch_that_does_not_divide(image_folder: Path, command: Comman
     [
         ("trainer.precision=half", "error: trainer: Precision 'half' is invalid"),
         ("trainer.accelerator=abacus", "error: trainer: "),
-        ("trainer.devices=-3", "error: trainer: "),
+        ("trainer.devices=-3", "error: trainer.devices is "),
         ("trainer.devices=many", "error: trainer: "),
     ],
 )

@@ -18,6 +18,7 @@ import torch
 
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.files import lock_file, replace_atomically
+from spp_cls.cli.reading import check_regular
 from spp_cls.cli.schema import has_type
 from spp_cls.data.loading.workers import count_cpus
 
@@ -98,7 +99,8 @@ def append_csv(rows: Iterable[Row], path: str | Path) -> None:
     """
     path = Path(path)
     try:
-        _check_is_file(path)
+        if path.exists():
+            check_regular(path)
         path.parent.mkdir(parents=True, exist_ok=True)
         with _open_alone(path) as file:
             written = _read_rows(file, path)
@@ -138,18 +140,12 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
     try:
         if not path.exists():
             return []
-        _check_is_file(path)
+        check_regular(path)
         # A file that is not text has other columns too.
         with path.open(newline="", errors="replace") as file:
             return _read_rows(file, path)
     except OSError as error:
         raise UserError(f"cannot read the results {path}: {error.strerror}; name another file") from error
-
-
-def _check_is_file(path: Path) -> None:
-    # A pipe would be waited for, and a device is read without end.
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path} is not a file; choose another with out=PATH")
 
 
 def _read_rows(file: IO[str], path: Path) -> list[dict[str, str]]:
@@ -163,7 +159,9 @@ def _read_rows(file: IO[str], path: Path) -> list[dict[str, str]]:
     except csv.Error as error:
         raise UserError(f"{path} is not a file of results of eval.py ({error}); name another file") from error
     for number, row in enumerate(rows, start=1):
-        wrong = [name for name in columns if not _is_cell(row[name], hints[name])]
+        # A row of 0.1 in a file that has grown since has nothing in the new columns.
+        filled = [name for name in columns if row[name] or name not in _NEW_COLUMNS]
+        wrong = [name for name in filled if not _is_cell(row[name], hints[name])]
         # DictReader keeps the rest of a long line under None.
         if wrong or None in row:
             raise UserError(

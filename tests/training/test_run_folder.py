@@ -58,7 +58,8 @@ def test_what_is_not_resumed(image_folder: Path, tmp_path: Path, command: Comman
     for text in ("- a\n- b\n", "a: [", "\x00", "7", "data: 3", "optimizer: [1]", "${a}", "data: ${nothing}"):
         (run / "config.yaml").write_text(text)
         line = error_of(command("train.py", *RUN, *more))
-        assert line.startswith("error: runs/small/config.yaml is not a configuration of train.py; put the earlier")
+        is_other = "the run in runs/small was started with other keys" in line
+        assert is_other or line.startswith("error: runs/small/config.yaml is not a configuration of train.py (")
     (run / "config.yaml").write_bytes(b"\xff\xfe")
     assert "is not a configuration of train.py" in error_of(command("train.py", *RUN, *more))
     (run / "config.yaml").write_text(config)
