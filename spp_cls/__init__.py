@@ -10,9 +10,10 @@ from spp_cls.models.checkpoint import load_net
 from spp_cls.models.head import Head
 from spp_cls.models.lrn import LocalResponseNorm
 from spp_cls.models.net import NetConfig, SPPNet, build_net
-from spp_cls.models.pyramid import SpatialPyramidPool, pool_windows
+from spp_cls.models.pyramid import AveragePool, SpatialPyramidPool, pool_windows
 
 __all__ = [
+    "AveragePool",
     "Backbone",
     "Head",
     "LocalResponseNorm",

@@ -102,7 +102,7 @@ def predict(
     net: SPPNet | ExportedNet, paths: Sequence[Path], protocol: Protocol
 ) -> Iterator[tuple[Path, Tensor | UserError]]:
     """Yield each image's path with its scores, or with the error of an image that cannot be read or decoded."""
-    input_size = _describe(net).config.input_size
+    config = _describe(net).config
     source = ImageFiles(Path(), np.array([os.fsencode(path) for path in paths]), np.zeros(len(paths), np.int64), ())
     for index, path in enumerate(paths):
         try:
@@ -110,7 +110,7 @@ def predict(
         except UserError as error:
             yield path, error
             continue
-        images = cut_images([pixels], protocol.views, input_size)
+        images = cut_images([pixels], protocol.views, config.input_size, config.interpolation)
         with torch.inference_mode():
             yield path, score_images(net, images, protocol)[0]
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
 
 from spp_cls.cli.schema import key
 
@@ -12,21 +13,26 @@ OPEN_GROUPS = ("optimizer", "schedule", "loss", "augmentation", "logger")
 
 Node = dict[str, Any]
 
+# For names that become part of a path: timm/resnet50 is a network, not a folder.
+OmegaConf.register_new_resolver("file_name", lambda text: str(text).replace("/", "-"), replace=True)
+
 
 @dataclass
 class ModelKeys:
-    """A network; models.net.NetConfig checks the ranges."""
+    """A network; models.net.NetConfig checks the ranges. None: what belongs to the network."""
 
     name: str = key()
     pooling: str = key()
     levels: list[int] = key()
     hidden: list[int] | None = key()
     width: float = key()
-    input_size: int = key()
+    input_size: int | None = key()
     drop_rate: float = key()
-    mean: list[float] = key()
-    std: list[float] = key()
+    mean: list[float] | None = key()
+    std: list[float] | None = key()
+    interpolation: str | None = key()
     init: str = key()
+    pretrained: bool = key()
 
 
 @dataclass
@@ -66,6 +72,7 @@ class TrainerKeys(DeviceKeys):
     strategy: str = key()
     gradient_clip_val: float | None = key(above=0)
     accumulate_grad_batches: int = key(least=1)
+    sync_batchnorm: bool = key()
     benchmark: bool = key()
     log_every_n_steps: int = key(least=1)
     limit_train_batches: int | float = key(above=0)

@@ -28,7 +28,7 @@ from spp_cls.data.transforms.buckets import sort_into_buckets
 from spp_cls.data.transforms.crops import compute_min_side
 from spp_cls.data.transforms.randomness import Purpose, create_generator
 from spp_cls.data.transforms.shapes import TrainingShapes
-from spp_cls.models.net import IMAGENET_MEAN
+from spp_cls.models.config import IMAGENET_MEAN
 
 _log = logging.getLogger(__name__)
 
@@ -45,8 +45,9 @@ class ImageNetDataModule(pl.LightningDataModule):
     `num_workers` is as in count_workers; `timeout` limits the seconds for reading a batch (0: no limit). With `cache`
     device, all training images are kept decoded on the device. `sizes` is as in choose_size, `shape` one of
     transforms.shapes.KINDS. `augmentation` may also be a function, as ImageAugmentation.augment; one that mixes
-    pairs of images needs even chunks. Pixels of 0..255 become (pixels - mean) / std. Batches are float N x 3 x height x
-    width: square crops, or whole images of one aspect; in validation N x 3 x crop x crop, each image once.
+    pairs of images needs even chunks. Pixels of 0..255 become (pixels - mean) / std. Validation images are resized with
+    `interpolation`, bilinear or bicubic; augmentations have their own. Batches are float N x 3 x height x width: square
+    crops, or whole images of one aspect; in validation N x 3 x crop x crop, each image once.
 
     Raises:
         UserError: if the data set is not laid out as its kind says, or too small for a batch, or an argument is wrong.
@@ -65,6 +66,7 @@ class ImageNetDataModule(pl.LightningDataModule):
         augmentation: Augmentation | AugmentFunction = _PAPER_AUGMENTATION,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = (1.0, 1.0, 1.0),
+        interpolation: str = "bilinear",
         seed: int = 0,
         shape: str = "crop",
     ) -> None:
@@ -80,6 +82,7 @@ class ImageNetDataModule(pl.LightningDataModule):
         self.augmentation = convert_to_augmentation(augmentation)
         self.mean = tuple(mean)
         self.std = tuple(std)
+        self.interpolation = interpolation
         self.seed = seed
         self.replaced: set[str] = set()
         # Checkpoints carry them, so that results can say what a network was trained on.
@@ -260,7 +263,7 @@ class ImageNetDataModule(pl.LightningDataModule):
     def val_dataloader(self) -> BatchLoader:
         """Return the loader of this process's shard of the validation images."""
         return BatchLoader(
-            CentreCrops(self.val_source, self.crop),
+            CentreCrops(self.val_source, self.crop, self.interpolation),
             self.batch_size_of_step,
             ShardSampler(len(self.val_source), self._rank, self._world_size),
             drop_last=False,

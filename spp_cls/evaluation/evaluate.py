@@ -47,11 +47,16 @@ def evaluate(
         check_protocols(each, chosen)
         check_classes(each, source)
     (input_size,) = {each.config.input_size for each in nets}
+    interpolation = nets[0].config.interpolation
+    if any(each.config.interpolation != interpolation for each in nets):
+        raise UserError(
+            "the networks take images resized in different ways, bilinear and bicubic; test them one by one"
+        )
     rank, world_size = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
     views = {view for protocol in chosen for view in protocol.views}
     # Neighbours in a data set often have the same shape; every process should get its share of each shape.
     indices = range(rank, len(source), world_size)
-    batches = load_views(source, indices, views, input_size, max_pixels, num_workers, timeout)
+    batches = load_views(source, indices, views, input_size, interpolation, max_pixels, num_workers, timeout)
     scored: dict[str, list[Predictions]] = {protocol.name: [] for protocol in chosen}
     bar = tqdm(
         total=len(indices),

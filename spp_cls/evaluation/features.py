@@ -13,7 +13,6 @@ from spp_cls.evaluation.images import Cut, get_cut
 from spp_cls.evaluation.protocols import View
 from spp_cls.evaluation.windows import find_cells
 from spp_cls.models.net import SPPNet
-from spp_cls.models.pyramid import pool_windows
 
 # Pooled views that go through the fc layers at once: enough to be limited by arithmetic, 400 MB at most.
 _MOST_VECTORS = 4096
@@ -104,7 +103,7 @@ def _cut_windows(net: SPPNet, maps: Tensor, windows: Sequence[Window], count: in
 def _pool_windows(net: SPPNet, maps: Tensor, windows: Sequence[Window], count: int) -> Sequence[Tensor]:
     """Pool each window of the maps of `count` images."""
     rows = [(number * count + image, *cells) for number, *cells in windows for image in range(count)]
-    pooled = pool_windows(maps, torch.tensor(rows, device=maps.device), net.pool.levels)
+    pooled = net.pool.pool_windows(maps, torch.tensor(rows, device=maps.device))
     return pooled.chunk(len(windows))
 
 

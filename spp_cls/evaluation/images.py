@@ -55,19 +55,23 @@ def get_cuts(views: Collection[View], input_size: int) -> list[Cut]:
     return sorted({get_cut(view, input_size) for view in views}, key=str)
 
 
-def cut_image(pixels: Pixels, cuts: Collection[Cut], input_size: int) -> dict[Cut, Pixels]:
+def cut_image(
+    pixels: Pixels, cuts: Collection[Cut], input_size: int, interpolation: str = "bilinear"
+) -> dict[Cut, Pixels]:
     """Make the cuts of one decoded image, H x W x 3."""
-    resized = {side: resize(pixels, side) for side in {cut.min_side for cut in cuts}}
+    resized = {side: resize(pixels, side, interpolation) for side in {cut.min_side for cut in cuts}}
     return {
         cut: resized[cut.min_side] if cut.position is None else crop_at(resized[cut.min_side], cut.position, input_size)
         for cut in cuts
     }
 
 
-def cut_images(images: Sequence[Pixels], views: Collection[View], input_size: int) -> dict[Cut, Tensor]:
+def cut_images(
+    images: Sequence[Pixels], views: Collection[View], input_size: int, interpolation: str = "bilinear"
+) -> dict[Cut, Tensor]:
     """Make what `views` of N decoded images of one shape, each H x W x 3, are computed from: uint8 N x 3 x h x w."""
     cuts = get_cuts(views, input_size)
-    return _stack([cut_image(pixels, cuts, input_size) for pixels in images])
+    return _stack([cut_image(pixels, cuts, input_size, interpolation) for pixels in images])
 
 
 def _stack(samples: Sequence[dict[Cut, Pixels]]) -> dict[Cut, Tensor]:
@@ -79,14 +83,15 @@ def _stack(samples: Sequence[dict[Cut, Pixels]]) -> dict[Cut, Tensor]:
 class ViewedImages(Dataset[ViewSample]):
     """The cuts of each image, which is read and decoded once."""
 
-    def __init__(self, source: ImageSource, cuts: Collection[Cut], input_size: int) -> None:
+    def __init__(self, source: ImageSource, cuts: Collection[Cut], input_size: int, interpolation: str) -> None:
         self.source = source
         self.cuts = cuts
         self.input_size = input_size
+        self.interpolation = interpolation
 
     def __getitem__(self, index: int) -> ViewSample:
         pixels = read_image(self.source, index)
-        return cut_image(pixels, self.cuts, self.input_size), int(self.source.labels[index]), index
+        return cut_image(pixels, self.cuts, self.input_size, self.interpolation), int(self.source.labels[index]), index
 
     def collate(self, samples: Sequence[ViewSample]) -> ViewBatch:
         """Make a batch of images whose cuts have the same shapes.
@@ -160,6 +165,7 @@ def load_views(
     indices: Sequence[int],
     views: Collection[View],
     input_size: int,
+    interpolation: str,
     max_pixels: int,
     num_workers: int,
     timeout: float = 0,
@@ -171,7 +177,7 @@ def load_views(
         UserError: if workers take longer than `timeout` seconds (0: any time) for a batch.
     """
     cuts = get_cuts(views, input_size)
-    images = ViewedImages(source, cuts, input_size)
+    images = ViewedImages(source, cuts, input_size, interpolation)
     loader = DataLoader(
         images,
         batch_sampler=group_by_shape(source, indices, cuts, input_size, max_pixels, num_workers, timeout),

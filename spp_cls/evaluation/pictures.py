@@ -53,7 +53,7 @@ def draw_views(net: SPPNet, pixels: Pixels, scale: int = 256, channel: int | Non
         raise UserError("the network has no SPP, and takes crops alone; give one with SPP")
     views = make_map_views([scale], NINE, flips=False)
     cut = get_cut(views[0], net.config.input_size)
-    images = cut_images([pixels], views, net.config.input_size)[cut]
+    images = cut_images([pixels], views, net.config.input_size, net.config.interpolation)[cut]
     device = next(net.parameters()).device
     maps = net.forward_features(normalize(images.to(device), net.config.mean, net.config.std))
     channels = maps.shape[1]

@@ -60,7 +60,7 @@ def describe_preprocessing(net: SPPNet) -> dict[str, Any]:
         "formula": "(pixels - mean) / std",
         "min_side": min_side,
         "crop": side,
-        "interpolation": "bilinear, antialiased",
+        "interpolation": f"{config.interpolation}, antialiased",
         "size_rule": f"shorter side to {min_side}, aspect kept; then {part}",
         "smallest_side": net.backbone.smallest_input if config.takes_any_size else side,
     }

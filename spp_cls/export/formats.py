@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,6 +30,7 @@ from spp_cls.export.exported import (
 )
 from spp_cls.export.portable import make_portable
 from spp_cls.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, convert_config_to_dict, load_net
+from spp_cls.models.config import ANY_NET, get_timm_name
 from spp_cls.models.net import SPPNet
 
 # Heights and widths that an export is tried at, and about the smallest that the network takes.
@@ -85,10 +87,32 @@ def _write_and_try(name: str, net: SPPNet, trials: Sequence[Trial], folder: Path
         write(net, folder)
     except (OSError, SafetensorError) as error:
         raise UserError(f"cannot write {out / file}: {error}; free some space or choose another folder") from error
+    except UserError:
+        raise
+    except Exception as error:  # exporters raise what they like
+        if not net.config.is_from_timm:
+            raise
+        raise UserError(
+            f"{net.config.name} cannot be written as {name} for images of any size: {_find_operation(error)}; leave "
+            f"{name} out of format"
+        ) from error
     difference = find_largest_difference(reopen(folder), trials, name)
     largest = max(float(trial.logits.abs().max()) for trial in trials)
     megabytes = (folder / file).stat().st_size / 1e6
     return f"{out / file}: {megabytes:.1f} MB, largest difference of a logit {difference:.1e} of {largest:.3g}"
+
+
+def _find_operation(error: BaseException) -> str:
+    """Return the line of the network at which an export failed, and why."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if {"timm", "models"} & set(Path(frame.filename).parts)
+    ]
+    reason = " ".join(str(error).split()) or type(error).__name__
+    return f"{frames[-1].line} ({Path(frames[-1].filename).name}) gives {reason}" if frames else reason
 
 
 def find_largest_difference(run: Run, trials: Sequence[Trial], name: str) -> float:
@@ -128,11 +152,12 @@ def _make_trials(net: SPPNet) -> Iterator[Trial]:
 
 def _write_safetensors(net: SPPNet, folder: Path) -> None:
     config = convert_config_to_dict(net.config)
+    implied = () if get_timm_name(net.config) == ANY_NET else ("name", "pooling")
     save_for_hf(
         net,
         str(folder),
         model_config={"label_names": config["class_names"], "preprocessing": describe_preprocessing(net)},
-        model_args={name: value for name, value in config.items() if name not in ("name", "pooling")},
+        model_args={name: value for name, value in config.items() if name not in implied},
         safe_serialization=True,
     )
     # safetensors lets nobody else read its files.

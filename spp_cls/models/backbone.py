@@ -183,4 +183,7 @@ def create_backbone(name: str, in_chans: int = 3, width: float = 1.0) -> Backbon
     if name in _FACTORIES:
         return _FACTORIES[name](in_chans, width)
     names = ", ".join([*SPECS, *_FACTORIES])
-    raise UserError(f"there is no network {name!r}; choose among {names}, or name the module of your own in plugins=")
+    raise UserError(
+        f"there is no network {name!r}; choose among {names}, timm's as timm/NAME, or name the module of your own in "
+        "plugins="
+    )

@@ -1,87 +1,27 @@
 """The networks: backbone -> pooling -> head."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from spp_cls.cli.errors import UserError
-from spp_cls.cli.schema import check_fields, key
 from spp_cls.models.backbone import Backbone, create_backbone, scale_width
+from spp_cls.models.config import NetConfig, create_config, describe_for_timm
 from spp_cls.models.head import Head
-from spp_cls.models.pyramid import SpatialPyramidPool
+from spp_cls.models.pyramid import AveragePool, Pooling, SpatialPyramidPool
 from spp_cls.models.specs import BASELINE_LEVELS, HIDDEN
-
-# Mean RGB of the ImageNet training images, 0..255. The paper subtracts a mean image and warps it to other sizes;
-# its average is nearly flat, and one colour fits every size.
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
+from spp_cls.models.timm_backbone import PREFIX, TimmBackbone
 
 # The side of square images, or height and width, in pixels.
 ImageSize = int | tuple[int, int]
-
-# Larger levels, images and widths are errors of typing or damaged files.
-_MOST_BINS, _MOST_PIXELS, _MOST_LAYERS = 64, 10_000, 64
 
 
 def get_shape(size: ImageSize) -> tuple[int, int]:
     """Return height and width of images of a size."""
     return (size, size) if isinstance(size, int) else size
-
-
-@dataclass(frozen=True)
-class NetConfig:
-    """All that rebuilds a network, as plain values: a checkpoint carries it beside the weights.
-
-    `hidden` are the units of the hidden fc layers; None: two of 4096 times `width`, which also scales the channels of
-    the backbone. `input_size` is the side of the training crop in pixels, the unit of every test protocol; without
-    SPP it is the only size that the network takes. The input of the network is (pixels - mean) / std, pixels from 0
-    to 255, one value a channel; an empty std is 1 for every channel, as in the paper.
-
-    `init` chooses the first weights: paper (N(0, 0.01), biases 1 in conv2, conv4, conv5 and the hidden fc layers, else
-    0: AlexNet's, which the paper follows) or kaiming (He's, biases 0), which needs a std near that of the pixels.
-
-    Raises:
-        UserError: if a field has a value of another type or range, or two fields contradict each other.
-    """
-
-    name: str = "zf5"
-    pooling: Literal["spp", "none"] = "spp"
-    num_classes: int = key(1000, least=0, most=10_000_000)
-    levels: tuple[int, ...] = key((6, 3, 2, 1), least=1, most=_MOST_BINS)
-    hidden: tuple[int, ...] | None = key(None, least=1, most=1_000_000)
-    width: float = key(1.0, above=0, most=16)
-    input_size: int = key(224, least=1, most=_MOST_PIXELS)
-    in_chans: int = key(3, least=1, most=10_000)
-    drop_rate: float = key(0.5, least=0, below=1)
-    mean: tuple[float, ...] = IMAGENET_MEAN
-    std: tuple[float, ...] = key((), above=0)
-    init: Literal["paper", "kaiming"] = "paper"
-    class_names: tuple[str, ...] | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("levels", "hidden", "mean", "std", "class_names"):
-            value = getattr(self, name)
-            if isinstance(value, Sequence) and not isinstance(value, str):
-                object.__setattr__(self, name, tuple(value))
-        check_fields(self, "model.")
-        if max(len(self.levels), len(self.hidden or ())) > _MOST_LAYERS:
-            raise UserError(f"model.levels and model.hidden list no more than {_MOST_LAYERS} numbers each")
-        if not self.std:
-            object.__setattr__(self, "std", (1.0,) * self.in_chans)
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) != self.in_chans:
-                raise UserError(f"model.{name} has {len(values)} values for {self.in_chans} input channels")
-        if not self.levels:
-            raise UserError("model.levels is empty; give the bins along a side of each level, such as [6,3,2,1]")
-        if self.class_names is not None and len(self.class_names) != self.num_classes:
-            raise UserError(f"{len(self.class_names)} class names for {self.num_classes} classes")
-
-    @property
-    def takes_any_size(self) -> bool:
-        """Whether the network takes images of any size: with SPP it does."""
-        return self.pooling == "spp"
 
 
 class SPPNet(nn.Module):
@@ -91,9 +31,7 @@ class SPPNet(nn.Module):
     data.loading.batch.normalize makes them from pixels. It has the interface of a timm model.
     """
 
-    def __init__(
-        self, backbone: Backbone, pool: SpatialPyramidPool, head: Head, config: NetConfig | None = None
-    ) -> None:
+    def __init__(self, backbone: Backbone, pool: Pooling, head: Head, config: NetConfig | None = None) -> None:
         super().__init__()
         self.config = config or NetConfig(type(backbone).__name__, num_classes=head.num_classes, levels=pool.levels)
         self.backbone = backbone
@@ -182,37 +120,20 @@ class SPPNet(nn.Module):
         self.head.init_weights(init)
 
 
-def describe_for_timm(config: NetConfig, backbone: Backbone) -> dict[str, Any]:
-    """Describe a network and its preprocessing as timm's pretrained_cfg does: mean and std of pixels of 0..1."""
-    side, smallest = config.input_size, backbone.smallest_input
-    return {
-        "architecture": config.name + ("_spp" if config.pooling == "spp" else ""),
-        "num_classes": config.num_classes,
-        "input_size": (config.in_chans, side, side),
-        "min_input_size": (config.in_chans, smallest, smallest),
-        "fixed_input_size": not config.takes_any_size,
-        "interpolation": "bilinear",
-        "crop_pct": 224 / 256,
-        "crop_mode": "center",
-        "mean": tuple(value / 255 for value in config.mean),
-        "std": tuple(value / 255 for value in config.std),
-        "first_conv": f"backbone.{backbone.first_conv}",
-        "classifier": "head.classifier",
-        "label_names": config.class_names,
-        "license": "apache-2.0",
-        "paper_ids": "arXiv:1406.4729",
-        "paper_name": "Spatial Pyramid Pooling in Deep Convolutional Networks for Visual Recognition",
-    }
-
-
-def create_net(config: NetConfig) -> SPPNet:
-    """Build the network of a configuration, with new weights.
+def create_net(config: NetConfig, pretrained: bool = False) -> SPPNet:
+    """Build the network of a configuration, with new weights; `pretrained`: timm's, up to the feature map.
 
     Raises:
-        UserError: if no backbone has this name.
+        UserError: if no backbone has this name, or there are no such weights or no connection to them.
     """
-    backbone = create_backbone(config.name, config.in_chans, config.width)
-    pool = SpatialPyramidPool(config.levels if config.pooling == "spp" else BASELINE_LEVELS)
+    if config.is_from_timm:
+        backbone: Backbone = TimmBackbone(config.name, config.in_chans, pretrained)
+    elif pretrained:
+        raise UserError(f"there are no pretrained weights of {config.name}; set model.pretrained=false")
+    else:
+        backbone = create_backbone(config.name, config.in_chans, config.width)
+    levels = config.levels if config.pooling == "spp" else BASELINE_LEVELS
+    pool = AveragePool() if config.pooling == "avg" else SpatialPyramidPool(levels)
     hidden = (scale_width(HIDDEN, config.width),) * 2 if config.hidden is None else config.hidden
     head = Head(backbone.channels * pool.bins, hidden, config.num_classes, config.drop_rate)
     net = SPPNet(backbone, pool, head, config)
@@ -229,26 +150,48 @@ def check_sizes(config: NetConfig, sizes: Sequence[ImageSize]) -> None:
         net.check_size(*get_shape(size))
 
 
+def warn_of_levels(config: NetConfig, sizes: Sequence[ImageSize]) -> str | None:
+    """Return a warning if a pyramid level has more bins along a side than the map has cells at one of the sizes."""
+    with torch.device("meta"):
+        backbone = create_net(config).backbone
+    cells = {side: backbone.map_size(side) for side in (min(get_shape(size)) for size in sizes)}
+    smallest = min(cells, key=lambda size: cells[size])
+    if config.pooling != "spp" or max(config.levels) <= cells[smallest]:
+        return None
+    return (
+        f"warning: at {smallest} pixels the map of {config.name} has {cells[smallest]} x {cells[smallest]} cells, and "
+        f"model.levels={list(config.levels)} more bins, which then share cells; set smaller levels or larger sizes"
+    )
+
+
 # Names for a network of Table 1 with options: a narrow one for demos and tests.
 PRESETS: dict[str, tuple[str, dict[str, Any]]] = {"zf5_tiny": ("zf5", {"width": 0.25})}
+
+# What networks of timm have where nothing else is said: a linear classifier, and levels for maps of 7 x 7 cells.
+_TIMM_DEFAULTS: dict[str, Any] = {"levels": (4, 2, 1), "hidden": (), "init": "kaiming"}
 
 
 def build_net(
     name: str = "zf5",
-    pooling: Literal["spp", "none"] = "spp",
+    pooling: Literal["spp", "avg", "none"] = "spp",
     num_classes: int = 1000,
-    levels: Sequence[int] = (6, 3, 2, 1),
+    levels: Sequence[int] | None = None,
+    pretrained: bool = False,
     **options: Any,
 ) -> SPPNet:
-    """Build a network of Table 1, or one whose backbone was registered, with new weights.
+    """Build a network of Table 1, one whose backbone was registered, or "timm/NAME" on a backbone of timm.
 
-    Further options are the fields of NetConfig: hidden, width, input_size, in_chans, drop_rate, mean, std, init,
-    class_names.
+    The weights are new; with `pretrained` the backbone has timm's. `levels` None: (6, 3, 2, 1), for timm (4, 2, 1).
+    Further options are the fields of NetConfig: hidden, width, input_size, in_chans, drop_rate, mean, std,
+    interpolation, init, class_names.
 
     Raises:
-        UserError: if there is no such network or option, or an option has a value that it cannot have.
+        UserError: if there is no such network or option, or an option has a value that it cannot have; or if there
+            are no pretrained weights, or no connection to them.
     """
     if unknown := options.keys() - NetConfig.__dataclass_fields__.keys():
         raise UserError(f"build_net has no option {min(unknown)}; it has {', '.join(NetConfig.__dataclass_fields__)}")
-    name, preset = PRESETS.get(name, (name, {}))
-    return create_net(NetConfig(name, pooling, num_classes, tuple(levels), **{**preset, **options}))
+    name, defaults = PRESETS.get(name, (name, _TIMM_DEFAULTS if name.startswith(PREFIX) else {}))
+    given = {"pooling": pooling, "num_classes": num_classes, "levels": levels, **options}
+    chosen = {option: value for option, value in given.items() if value is not None}
+    return create_net(create_config(name, **{**defaults, **chosen}), pretrained)

@@ -1,4 +1,4 @@
-"""Spatial pyramid pooling: a feature map of any size becomes a vector of one length."""
+"""Pooling: a feature map of any size, or a window of it, becomes a vector of one length."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -50,6 +50,32 @@ class SpatialPyramidPool(nn.Module):
     def extra_repr(self) -> str:
         """Show the levels in the module's repr."""
         return f"levels={self.levels}"
+
+
+class AveragePool(nn.Module):
+    """The mean over the map, whatever its size: what residual networks and their successors end in.
+
+    N x C x H x W maps give N x C. It has the interface of SpatialPyramidPool, with one bin.
+    """
+
+    bins = 1
+    levels = (1,)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Average N x C x H x W maps."""
+        return maps.mean((2, 3))
+
+    def pool_windows(self, maps: Tensor, windows: Tensor) -> Tensor:
+        """Average K windows of N x C x H x W maps: K x C. `windows` are as in the function pool_windows."""
+        # Differences of sums over all cells above and to the left; as float64, or the maps' own digits would be lost.
+        sums = F.pad(maps.double().cumsum(2).cumsum(3), (1, 0, 1, 0)).permute(0, 2, 3, 1)
+        image, x0, y0, x1, y1 = windows.unbind(1)
+        total = sums[image, y1 + 1, x1 + 1] - sums[image, y0, x1 + 1] - sums[image, y1 + 1, x0] + sums[image, y0, x0]
+        return (total / ((x1 - x0 + 1) * (y1 - y0 + 1))[:, None]).to(maps.dtype)
+
+
+# What can stand between a backbone and a head.
+Pooling = SpatialPyramidPool | AveragePool
 
 
 def pool_windows(maps: Tensor, windows: Tensor, levels: Sequence[int]) -> Tensor:

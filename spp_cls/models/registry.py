@@ -6,14 +6,15 @@ from typing import Any, Literal
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
-from spp_cls.models.net import IMAGENET_MEAN, PRESETS, SPPNet, build_net, describe_for_timm
+from spp_cls.models.config import ANY_NET, IMAGENET_MEAN, describe_for_timm
+from spp_cls.models.net import PRESETS, SPPNet, build_net
 from spp_cls.models.specs import SPECS
 
 # register_model looks up the metadata of its entry points under this name.
 default_cfgs: dict[str, Any] = {}
 
 
-def _create_entry_point(name: str, pooling: Literal["spp", "none"], variant: str) -> Callable[..., SPPNet]:
+def _create_entry_point(name: str, pooling: Literal["spp", "avg", "none"], variant: str) -> Callable[..., SPPNet]:
     def build(img_size: int | tuple[int, int] | None = None, **options: Any) -> SPPNet:
         # timm fills in the channels and, for a network of fixed input size, the size; img_size is its name for it.
         if img_size is not None:
@@ -35,6 +36,13 @@ def _create_entry_point(name: str, pooling: Literal["spp", "none"], variant: str
     return create
 
 
+def spp_net(
+    pretrained: bool = False, name: str = "zf5", pooling: Literal["spp", "avg"] = "spp", **options: Any
+) -> SPPNet:
+    """Build any network of build_net, such as timm/resnet50, by its name; an exported folder can be loaded so."""
+    return _create_entry_point(name, pooling, ANY_NET)(pretrained, **options)
+
+
 for _name in (*SPECS, *PRESETS):
     for _pooling in ("none", "spp"):
         _variant = _name + ("_spp" if _pooling == "spp" else "")
@@ -43,3 +51,6 @@ for _name in (*SPECS, *PRESETS):
             _cfg = build_net(_name, _pooling).pretrained_cfg
         default_cfgs.update(generate_default_cfgs({_variant: {**_cfg, "architecture": _variant}}))
         register_model(_create_entry_point(_name, _pooling, _variant))
+
+default_cfgs.update(generate_default_cfgs({ANY_NET: {}}))
+register_model(spp_net)

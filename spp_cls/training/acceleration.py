@@ -90,11 +90,12 @@ def warm_up(
     train_context: Any = nullcontext,
     validation_context: Any = nullcontext,
 ) -> None:
-    """Run a training step of each size and validation of the input size, without changing weights or gradients."""
+    """Run a training step of each size and validation of the input size; weights, gradients and buffers stay."""
     device = next(net.parameters()).device
     labels = torch.zeros(batch, dtype=torch.int64, device=device)
     trained = [parameter for parameter in net.parameters() if parameter.requires_grad]
     was_training = net.training
+    buffers = [buffer.clone() for buffer in net.buffers()]
 
     def create_images(size: ImageSize) -> torch.Tensor:
         shape = (batch, net.config.in_chans, *get_shape(size))
@@ -110,6 +111,10 @@ def warm_up(
         with torch.no_grad(), validation_context():
             net(create_images(net.config.input_size))
     net.train(was_training)
+    with torch.no_grad():
+        for buffer, before in zip(net.buffers(), buffers, strict=True):
+            # Training would start from the statistics of black images.
+            buffer.copy_(before)
 
 
 def keep_freed_memory() -> None:

@@ -24,6 +24,7 @@ from spp_cls.cli.collectives import all_reduce
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.files import replace_atomically
 from spp_cls.training.module import LitClassifier
+from spp_cls.training.norms import average_buffers
 from spp_cls.training.run_folder import RunFolder
 from spp_cls.training.stop_signals import Preemption
 
@@ -197,6 +198,7 @@ class Checkpointing(Checkpoint):
 
     def _save(self, trainer: pl.Trainer, module: pl.LightningModule, best: bool = False) -> None:
         self._check_losses(trainer)
+        average_buffers(module)
         if not torch.stack([parameter.isfinite().all() for parameter in module.parameters()]).all():
             self._refuse(trainer, f"a weight after step {trainer.global_step}")
         for logger in trainer.loggers:

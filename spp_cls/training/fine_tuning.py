@@ -15,13 +15,18 @@ from spp_cls.models.net import NetConfig, SPPNet
 # Weights are of use only in the layers, and at the scale of the input, that they were learned with.
 _SAME = ("name", "width", "in_chans", "std")
 
+# Of more layers only the number is told.
+_MOST_NAMES = 12
 
+
+@torch.no_grad()
 def init_from(net: SPPNet, path: str | Path) -> str:
     """Copy the weights of all layers that fit from another network; return a line that says which.
 
-    `path` is a checkpoint or an exported safetensors folder. A layer of another shape stays new, and so do the first
-    fc layer if the network there pools other bins, and the classifier if the classes differ. Where the pyramids have
-    the same levels in another order, the weights are put in that order.
+    `path` is a checkpoint or an exported safetensors folder. The running statistics of norms go with their layers. A
+    layer of another shape stays new, and so do the first fc layer if the network there pools other bins, and the
+    classifier if the classes differ. Where the pyramids have the same levels in another order, the weights are put in
+    that order.
 
     Raises:
         UserError: if there is no network at `path`, or its name, width, input channels or std differ.
@@ -30,31 +35,51 @@ def init_from(net: SPPNet, path: str | Path) -> str:
     differences = [
         f"model.{field} is {getattr(net.config, field)}, but {getattr(other.config, field)} there"
         for field in _SAME
-        if getattr(net.config, field) != getattr(other.config, field)
+        if _get_identity(net.config, field) != _get_identity(other.config, field)
     ]
     if differences:
         raise UserError(f"init_from={path} is another network: {'; '.join(differences)}; set the same values")
     bins = _match_bins(net, other)
+    layers_there = dict(other.named_modules())
     loaded: list[str] = []
     new: list[str] = []
     # The layer that the bins go to.
     first_fc = next((layer for layer in net.head.modules() if isinstance(layer, nn.Linear)), None)
     for name, layer in net.named_modules():
-        if not isinstance(layer, nn.Conv2d | nn.Linear):
+        values = _get_values(layer)
+        if not values:
             continue
-        source = other.get_submodule(name)
+        sources = _get_values(other.get_submodule(name)) if name in layers_there else {}
         if layer is net.get_classifier() and (difference := _compare_classes(net.config, other.config)):
             new.append(f"{name} ({difference})")
-        elif not isinstance(source, type(layer)) or source.weight.shape != layer.weight.shape:
+        elif {key: value.shape for key, value in values.items()} != {k: v.shape for k, v in sources.items()}:
             new.append(f"{name} (another shape)")
         elif layer is first_fc and bins is None:
             new.append(f"{name} (other bins)")
         else:
-            layer.load_state_dict(source.state_dict())
-            if layer is first_fc:
-                layer.weight.data = layer.weight.data[:, bins]
+            for key, value in values.items():
+                value.copy_(sources[key][:, bins] if layer is first_fc and key == "weight" else sources[key])
             loaded.append(name)
-    return f"Loaded from {path}: {', '.join(loaded) or 'nothing'}; new: {', '.join(new) or 'nothing'}"
+    return f"Loaded from {path}: {_list_names(loaded)}; new: {_list_names(new)}"
+
+
+def _get_values(layer: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a layer itself, those that checkpoints have."""
+    buffers = {key: value for key, value in layer._buffers.items() if key not in layer._non_persistent_buffers_set}
+    return {key: value for key, value in {**layer._parameters, **buffers}.items() if value is not None}
+
+
+def _list_names(names: list[str]) -> str:
+    """List the names of layers; of many in the backbone, their number."""
+    inside = [name for name in names if name.startswith("backbone.")]
+    shown = [f"{len(inside)} layers of backbone"] if len(inside) > _MOST_NAMES else inside
+    return ", ".join([*shown, *(name for name in names if name not in inside)]) or "nothing"
+
+
+def _get_identity(config: NetConfig, field: str) -> Any:
+    """Return the value of a field; of the name of a network of timm, not which weights it once started from."""
+    value = getattr(config, field)
+    return value.partition(".")[0] if field == "name" and config.is_from_timm else value
 
 
 def freeze(net: SPPNet, names: str | Sequence[str] | None) -> str | None:

@@ -5,6 +5,7 @@ from typing import Any
 import pytorch_lightning as pl
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from spp_cls.cli.collectives import all_gather
 from spp_cls.data.loading.batch import Batch
@@ -13,6 +14,7 @@ from spp_cls.models.checkpoint import CONFIG_KEY, convert_config_to_dict
 from spp_cls.models.net import SPPNet
 from spp_cls.training.counts import Counts
 from spp_cls.training.losses import CrossEntropy, Loss
+from spp_cls.training.norms import average_buffers
 from spp_cls.training.optimization import OptimizerFactory, create_optimizer
 
 _ERRORS_KEY = "validation_errors"
@@ -59,6 +61,13 @@ class LitClassifier(pl.LightningModule):
         """Return the optimizer over the network's parameter groups."""
         return create_optimizer(self.net, self._create_optimizer, self._backbone_lr_scale)
 
+    def on_fit_start(self) -> None:
+        """Leave the buffers of each process to itself."""
+        wrapped = self.trainer.strategy.model
+        if isinstance(wrapped, DistributedDataParallel):
+            # Each forward pass would wait for all processes, in validation too, where one may have no batch left.
+            wrapped.broadcast_buffers = False
+
     def on_train_start(self) -> None:
         """Go on with the counts of the epoch that a checkpoint was saved in."""
         if self._restored_counts:
@@ -85,8 +94,9 @@ class LitClassifier(pl.LightningModule):
         return loss
 
     def on_validation_epoch_start(self) -> None:
-        """Start the counts of validation."""
+        """Start the counts of validation; every process then validates the same network."""
         self.val_counts.reset()
+        average_buffers(self)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Count the correct answers of a batch."""

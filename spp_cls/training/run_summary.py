@@ -13,7 +13,7 @@ from spp_cls.training.run_folder import RunFolder
 def describe_run(folder: RunFolder, net: SPPNet, data: ImageNetDataModule) -> str:
     """Return a line on what a run is about to do."""
     parameters = sum(parameter.numel() for parameter in net.parameters())
-    pooling = f"SPP {net.pool.levels}" if net.config.takes_any_size else "no SPP"
+    pooling = {"spp": f"SPP {net.pool.levels}", "avg": "average pooling", "none": "no SPP"}[net.config.pooling]
     name = net.config.name + (f" at width {net.config.width:g}" if net.config.width != 1 else "")
     sizes = data.shapes.describe(data.batch_size)
     return (
@@ -28,7 +28,7 @@ def summarise_run(folder: RunFolder, cfg: DictConfig, validation_errors: list[fl
         return f"Stopped before the end of the first epoch; there is no checkpoint in {folder.path} yet"
     lowest = min(validation_errors)
     epoch = validation_errors.index(lowest)
-    protocols = "crop1,crop10,full1,map10" if cfg.model.pooling == "spp" else "crop1,crop10"
+    protocols = "crop1,crop10,full1,map10" if cfg.model.pooling != "none" else "crop1,crop10"
     test = ["eval.py", f"ckpt={folder.best}", f"data={cfg.data.kind}", f"data.root={cfg.data.root}"]
     lines = [
         f"\nLowest validation top-1 error: {lowest:.2f} % (epoch {epoch} of {len(validation_errors)}, from 0)",

@@ -183,7 +183,7 @@ def test_a_network_of_parts_needs_no_configuration() -> None:
     ("options", "message"),
     [
         ({"name": "zf6"}, "zf5, convnet5"),
-        ({"pooling": "avg"}, "model.pooling is spp or none, not 'avg'"),
+        ({"pooling": "max"}, "model.pooling is spp or avg or none, not 'max'"),
         ({"levels": ()}, "levels"),
         ({"levels": (3, 0)}, "model.levels is a list of whole numbers from 1 to 64, not"),
         ({"levels": (100_000,)}, "levels"),

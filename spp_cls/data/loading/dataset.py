@@ -142,16 +142,17 @@ class CentreCrops(Dataset[Sample]):
         UndecodableImageError: if an image is damaged, as an error over the others would be that of another data set.
     """
 
-    def __init__(self, source: ImageSource, crop: int) -> None:
+    def __init__(self, source: ImageSource, crop: int, interpolation: str = "bilinear") -> None:
         self.source = source
         self.crop = crop
+        self.interpolation = interpolation
 
     def __len__(self) -> int:
         return len(self.source)
 
     def __getitem__(self, index: int) -> Sample:
         # Resized and then cropped, as the evaluator does it, so that both count the same errors.
-        pixels = resize(read_image(self.source, index), compute_min_side(self.crop))
+        pixels = resize(read_image(self.source, index), compute_min_side(self.crop), self.interpolation)
         return Sample(crop_at(pixels, CENTRE, self.crop), int(self.source.labels[index]), index)
 
     def __getitems__(self, indices: Sequence[int]) -> Batch:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from spp_cls.data.transforms.decode import Pixels
 
@@ -41,10 +42,14 @@ def find_corner(position: Position, width: int, height: int, window: int) -> tup
     return int(position[0] * (width - window)), int(position[1] * (height - window))
 
 
-def resize(pixels: Pixels, min_side: int) -> Pixels:
-    """Resize H x W x 3 pixels so that the shorter side is `min_side`: bilinear, antialiased."""
+def resize(pixels: Pixels, min_side: int, interpolation: str = "bilinear") -> Pixels:
+    """Resize H x W x 3 pixels so that the shorter side is `min_side`: bilinear or bicubic, antialiased."""
     height, width = pixels.shape[:2]
     new_width, new_height = compute_resized_shape(width, height, min_side)
+    if interpolation != "bilinear" and (new_width, new_height) != (width, height):
+        source = torch.from_numpy(pixels).unsqueeze(0).permute(0, 3, 1, 2)
+        resized = F.interpolate(source, (new_height, new_width), mode=interpolation, antialias=True)
+        return resized[0].permute(1, 2, 0).numpy()
     return resize_window(pixels, new_width, new_height, (0, 0, new_width, new_height))
 
 

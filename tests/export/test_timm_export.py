@@ -1,0 +1,75 @@
+"""Networks of timm in files: folders for timm and load_net, ONNX and .pt2, and those that cannot be written."""
+
+import json
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+import spp_cls
+from spp_cls import UserError
+from spp_cls.export import formats
+from spp_cls.export.exported import open_exported
+from tests.conftest import write_checkpoint
+
+TIMM = {"name": "timm/resnet10t", "levels": (2, 1), "hidden": (), "std": (58.0, 57.0, 57.0), "interpolation": "bicubic"}
+
+
+@pytest.fixture(autouse=True)
+def _few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(formats, "SIZES", ((64, 64), (96, 70)))
+
+
+@pytest.mark.parametrize("pooling", ["spp", "avg"])
+def test_a_folder_is_read_by_load_net_and_by_timm(pooling: str, tmp_path: Path) -> None:
+    net = write_checkpoint(tmp_path / "a.ckpt", **TIMM, pooling=pooling, class_names=("a", "b", "c"))
+    with torch.no_grad():
+        # Statistics unlike those of a new network.
+        net.backbone.model.bn1.running_mean.normal_()
+    torch.save(
+        {**torch.load(tmp_path / "a.ckpt"), "state_dict": {f"net.{k}": v for k, v in net.state_dict().items()}},
+        tmp_path / "a.ckpt",
+    )
+    formats.export_net(tmp_path / "a.ckpt", ["safetensors"], tmp_path / "out")
+    images = torch.randn(2, 3, 70, 90)
+    expected = net(images)
+    loaded = spp_cls.load_net(tmp_path / "out")
+    assert loaded.config == net.config
+    assert torch.equal(loaded(images), expected)
+    by_timm = timm.create_model(f"local-dir:{tmp_path / 'out'}", pretrained=True).eval()
+    assert torch.equal(by_timm(images), expected)
+    assert by_timm.pretrained_cfg["label_names"] == ("a", "b", "c")
+    config = json.loads((tmp_path / "out/config.json").read_text())
+    assert config["preprocessing"]["interpolation"] == "bicubic, antialiased"
+    backbone = timm.create_model("resnet10t", num_classes=0).eval()
+    backbone.load_state_dict(loaded.backbone.model.state_dict())
+    assert torch.equal(backbone.forward_features(images), net.forward_features(images))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "pooling"), [("resnet10t", "avg"), ("resnet10t", "spp"), ("convnext_atto", "spp")])
+def test_onnx_and_pt2_take_any_size(name: str, pooling: str, tmp_path: Path) -> None:
+    net = write_checkpoint(tmp_path / "a.ckpt", **{**TIMM, "name": f"timm/{name}"}, pooling=pooling)
+    lines = formats.export_net(tmp_path / "a.ckpt", ["onnx", "torch"], tmp_path / "out")
+    assert len(lines) == 3
+    images = torch.randn(3, 3, 101, 77)
+    expected = net(images)
+    for file in ("model.onnx", "model.pt2"):
+        exported = open_exported(tmp_path / "out" / file)
+        assert exported.net.config == net.config
+        # Other kernels, whose sums are in another order.
+        torch.testing.assert_close(exported.run(images), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_what_an_exporter_cannot_follow_is_one_line(kind: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "a.ckpt", **{**TIMM, "name": "timm/dla46_c"})
+    with pytest.raises(
+        UserError,
+        match=rf"timm/dla46_c cannot be written as {kind} for images of any size: .*dla\.py.*leave {kind} out",
+    ) as caught:
+        formats.export_net(tmp_path / "a.ckpt", [kind], tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
