@@ -4,10 +4,12 @@ Both score the same views of the same images with the same net and threads, inte
 each ratio of times stands the ratio of multiply-adds of convolutions and fc layers, counted from shapes.
 """
 
+import json
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import timing
@@ -25,6 +27,7 @@ from spp_cls.data.transforms.crops import find_corner
 from spp_cls.evaluation import PROTOCOLS, Cut, View, view_features
 from spp_cls.evaluation.images import get_cut
 from spp_cls.evaluation.windows import find_cells
+from spp_cls.models.timm_backbone import PREFIX
 
 MAX_PIXELS = 8_000_000
 WINDOW = 224
@@ -34,7 +37,7 @@ WINDOW = 224
 class Options(timing.Options):
     """The keys of this script."""
 
-    nets: tuple[str, ...] = key(("zf5", "overfeat7"), help="networks to measure")
+    nets: tuple[str, ...] = key(("zf5", "overfeat7"), help="networks, of timm too: [timm/resnet18,timm/resnet50]")
     width: float = key(1.0, above=0, help="factor of their channels")
     images: int = key(16, least=4, help="images of map10; map96 takes a quarter of them")
     windows: int = key(2000, least=1, help="random windows of one image")
@@ -153,9 +156,13 @@ def main(arguments: list[str]) -> None:
     options = parse_options(Options, arguments, "python benchmarks/multiview.py out=results/multiview.json")
     repeats, device = options.repeats, choose_device(options.device)
     results = describe_run("python benchmarks/multiview.py", device)
+    if options.out and Path(options.out).is_file():
+        # Each network is compared within itself, so that networks can be measured in several calls.
+        results = {**json.loads(Path(options.out).read_text()), **results}
     with torch.inference_mode():
         for name in options.nets:
-            net = build_net(name, init="kaiming", std=(57.6, 57.6, 57.6), width=options.width).to(device)
+            own: dict[str, Any] = {"init": "kaiming", "std": (57.6, 57.6, 57.6), "width": options.width}
+            net = build_net(name, input_size=WINDOW, **({} if name.startswith(PREFIX) else own)).to(device)
             net = net.to(memory_format=torch.channels_last).eval()
             found: dict[str, Any] = {"map10": compare_views(net, "map10", options.images, repeats)}
             found["map96"] = compare_views(net, "map96", options.images // 4, min(repeats, max(3, repeats - 2)))

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 from spp_cls.cli.terminal import Table
-from spp_cls.models.specs import SPECS
 
 
 def build_data_tables(folder: str | Path) -> list[Table]:
@@ -32,7 +31,7 @@ def build_testing_tables(folder: str | Path) -> list[Table]:
             "pool_windows, share of a scale",
         )
         rows = []
-        for net in (name for name in found if name in SPECS):
+        for net in (name for name, entry in found.items() if isinstance(entry, dict)):
             share = f"{100 * found[net]['pool_windows']['share']:.1f} %"
             for kind, measured in found[net].items():
                 if "ratio" in measured:
@@ -71,6 +70,21 @@ def build_training_tables(folder: str | Path) -> list[Table]:
         ]
         rows.append([net, str(size), str(batch), precision, *cells, of_precision])
     return [(f"Time of a training step ({describe(found)})", header, rows)]
+
+
+def build_timm_tables(folder: str | Path) -> list[Table]:
+    """Build the table of training steps on a network of timm, beside a bare loop."""
+    found = read_json(folder, "timm_step")
+    if not found:
+        return []
+    header = ("net", "size", "batch", "precision", "compiled", "version", "of the bare loop's speed", "images/s")
+    settings = [str(found[each]) for each in ("net", "size", "batch", "precision", "compile")]
+    seconds = found["seconds"]
+    rows = [
+        [*settings, name, f"{100 * seconds['bare'] / seconds[name]:.1f} %", f"{found['batch'] / seconds[name]:.1f}"]
+        for name in ("avg", "spp")
+    ]
+    return [(f"Training steps on a network of timm, beside a bare loop ({describe(found)})", header, rows)]
 
 
 def build_layer_tables(folder: str | Path) -> list[Table]:

@@ -4,8 +4,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+from backbones import build_table as build_backbones_table
 from gpu_tables import build_gpu_tables
-from speed_tables import build_data_tables, build_layer_tables, build_testing_tables, build_training_tables
+from speed_tables import (
+    build_data_tables,
+    build_layer_tables,
+    build_testing_tables,
+    build_timm_tables,
+    build_training_tables,
+    read_json,
+)
 
 from spp_cls import UserError, build_net
 from spp_cls.cli.errors import end_in_one_line
@@ -16,7 +24,9 @@ from spp_cls.models.net import PRESETS
 from spp_cls.models.specs import SPECS
 
 REPOSITORY = Path(__file__).parent.parent
-DOCUMENTS = tuple(REPOSITORY / name for name in ("docs/networks.md", "docs/results.md", "benchmarks/README.md"))
+DOCUMENTS = tuple(
+    REPOSITORY / name for name in ("docs/networks.md", "docs/backbones.md", "docs/results.md", "benchmarks/README.md")
+)
 
 
 def build_tables(results: Path) -> dict[str, Sequence[Table]]:
@@ -24,10 +34,12 @@ def build_tables(results: Path) -> dict[str, Sequence[Table]]:
     paper, ours = read_results(results)
     return {
         "networks": [build_networks_table()],
+        "backbones": [build_backbones_table(found)] if (found := read_json(results, "backbones")) else [],
         "results": [*build_paper_tables(paper, ours), build_measured_table(ours)],
         "speed of data": build_data_tables(results),
         "speed of testing": build_testing_tables(results),
         "speed of training": build_training_tables(results),
+        "speed of timm's networks": build_timm_tables(results),
         "speed of layers": build_layer_tables(results),
         "speed on a GPU": build_gpu_tables(results / "gpu"),
     }

@@ -18,7 +18,7 @@ from spp_cls.data.transforms.augmentation import ImageAugmentation
 from spp_cls.data.transforms.decode import Pixels
 from spp_cls.data.transforms.mixing import cutmix, mixup
 from spp_cls.data.transforms.randomness import seed_libraries
-from spp_cls.models.net import IMAGENET_MEAN
+from spp_cls.models.config import IMAGENET_MEAN
 
 _INTERPOLATIONS = {"bilinear": v2.InterpolationMode.BILINEAR, "bicubic": v2.InterpolationMode.BICUBIC}
 
