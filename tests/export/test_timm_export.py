@@ -48,7 +48,7 @@ def test_a_folder_is_read_by_load_net_and_by_timm(pooling: str, tmp_path: Path) 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "pooling"), [("resnet10t", "avg"), ("resnet10t", "spp"), ("convnext_atto", "spp")])
+@pytest.mark.parametrize(("name", "pooling"), [("resnet10t", "avg"), ("resnet10t", "spp")])
 def test_onnx_and_pt2_take_any_size(name: str, pooling: str, tmp_path: Path) -> None:
     net = write_checkpoint(tmp_path / "a.ckpt", **{**TIMM, "name": f"timm/{name}"}, pooling=pooling)
     lines = formats.export_net(tmp_path / "a.ckpt", ["onnx", "torch"], tmp_path / "out")
@@ -63,13 +63,26 @@ def test_onnx_and_pt2_take_any_size(name: str, pooling: str, tmp_path: Path) -> 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["onnx", "torch"])
-def test_what_an_exporter_cannot_follow_is_one_line(kind: str, tmp_path: Path) -> None:
-    write_checkpoint(tmp_path / "a.ckpt", **{**TIMM, "name": "timm/dla46_c"})
-    with pytest.raises(
-        UserError,
-        match=rf"timm/dla46_c cannot be written as {kind} for images of any size: .*dla\.py.*leave {kind} out",
-    ) as caught:
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        (
+            "dla46_c",
+            "onnx",
+            "dla46_c cannot be written as onnx for images of any size: the padding of sides to multiples of 32",
+        ),
+        (
+            "dla46_c",
+            "torch",
+            "dla46_c cannot be written as torch for images of any size: the padding of sides to multiples of 32",
+        ),
+        # PyTorch takes one cell for a case of its own.
+        ("convnext_atto", "torch", "the torch export refuses 32 x 64 pixels, which the network takes"),
+    ],
+)
+def test_what_an_exporter_cannot_follow_is_one_line(name: str, kind: str, message: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path / "a.ckpt", **{**TIMM, "name": f"timm/{name}"})
+    with pytest.raises(UserError, match=message) as caught:
         formats.export_net(tmp_path / "a.ckpt", [kind], tmp_path / "out")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
