@@ -21,8 +21,8 @@ SMALL = (
     "trainer.accelerator=cpu",
 )  # fmt: skip
 
-# They install, train on eight GPUs or on ImageNet, or are every run of this project's tests.
-SKIPPED = ("pip install", "devices=8")
+# They install, train on eight GPUs or on ImageNet, download weights, or are every run of this project's tests.
+SKIPPED = ("pip install", "devices=8", "experiment=finetune/")
 
 EXAMPLES = {
     "batch_size=64": "batch_size=8, crop=64, num_workers=0",

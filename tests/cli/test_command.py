@@ -16,6 +16,7 @@ from spp_cls.cli.sweep import set_run_folders
 from spp_cls.cli.targets import call_target
 from spp_cls.data import ImageNetDataModule
 from spp_cls.data.transforms.sizes import list_sizes
+from spp_cls.models.config import create_config
 from spp_cls.models.net import NetConfig
 from spp_cls.models.specs import SPECS
 from spp_cls.training.losses import CrossEntropy
@@ -99,9 +100,9 @@ def test_hyper_parameters_do_not_depend_on_the_data_set() -> None:
 
 def test_defaults_of_conf_are_those_of_python() -> None:
     keys = keys_of("experiment=paper", "data.root=/data")
-    config = asdict(NetConfig(name="zf5"))
-    of_conf = {key: tuple(value) if isinstance(value, list) else value for key, value in vars(keys.model).items()}
-    assert of_conf == {**{key: config[key] for key in of_conf}}
+    model = asdict(keys.model)
+    assert model.pop("pretrained") is False
+    assert create_config(**model) == NetConfig(name="zf5")
     parameters = inspect.signature(ImageNetDataModule).parameters
     for key, value in vars(keys.data).items():
         assert key in ("kind", "root") or value == parameters[key].default, key
