@@ -82,7 +82,7 @@ def test_protocols_on_maps_are_the_evaluators(protocol: str, exported: Path, tmp
     for name in NETS[2:]:
         message = error_of(tool("spp_cls.predict", str(exported / name), "images/val", f"protocol={protocol}"))
         assert f"{protocol} pools windows of feature maps" in message
-        assert "choose among crop1, crop10, full1, full2, or give the checkpoint" in message
+        assert "choose among crop1, crop10, full1, full2, warp1, or give the checkpoint" in message
 
 
 def test_the_table_has_the_best_classes_of_each_image(exported: Path, tmp_path: Path, tool: Tool) -> None:
@@ -127,7 +127,7 @@ def test_networks_without_spp_or_without_names(tmp_path: Path, tool: Tool) -> No
         assert len(line["classes"]) == 5
         assert [each["class"] for each in line["classes"]] == [str(each["index"]) for each in line["classes"]]
         message = error_of(tool("spp_cls.predict", name, "a.jpg", "protocol=full1"))
-        assert "without SPP runs crop1 and crop10" in message or "takes images of 64 x 64 pixels" in message
+        assert "without SPP runs crop1, crop10, warp1" in message or "takes images of 64 x 64 pixels" in message
 
 
 @pytest.mark.parametrize(

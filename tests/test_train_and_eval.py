@@ -95,7 +95,7 @@ def test_a_sweep_skips_what_exists(trained: Path, shared_image_folder: Path, tmp
     assert [row["checkpoint"] for row in first] == ["runs/a/best.ckpt"]
     second = rows_of(command("eval.py", "ckpt=runs", "protocol=all", *data))
     tested = [(row["checkpoint"], row["protocol"]) for row in second]
-    everything = ["crop1", "crop10", "full1", "full2", "map10", "map96", "map98"]
+    everything = ["crop1", "crop10", "full1", "full2", "map10", "map96", "map98", "warp1"]
     assert tested == [("runs/a/best.ckpt", name) for name in everything[1:]] + [
         ("runs/b/best.ckpt", name) for name in everything
     ]
@@ -105,7 +105,7 @@ def test_a_sweep_skips_what_exists(trained: Path, shared_image_folder: Path, tmp
     assert 0 <= agreement["map10"] <= 100
     assert rows_of(command("eval.py", "ckpt=runs", "protocol=all", *data)) == []
     with (tmp_path / "rows.csv").open() as file:
-        assert len(list(csv.DictReader(file))) == 14
+        assert len(list(csv.DictReader(file))) == 16
 
 
 def test_the_same_command_resumes(trained: Path, shared_image_folder: Path, tmp_path: Path, command: Command) -> None:

@@ -94,7 +94,8 @@ def check_protocols(net: SPPNet, protocols: Sequence[Protocol]) -> None:
     for protocol in protocols:
         if not net.config.takes_any_size and any(view.on_maps for view in protocol.views):
             raise UserError(
-                f"{protocol.name} needs a net that takes any size; {net.config.name} without SPP runs crop1 and crop10"
+                f"{protocol.name} needs a net that takes any size; "
+                f"{net.config.name} without SPP runs crop1, crop10, warp1"
             )
         # The other side of an image is no shorter; a crop is smaller than the resized image.
         side = min(

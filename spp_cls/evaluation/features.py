@@ -52,7 +52,8 @@ def view_features(
     for cut, members in views_of.items():
         maps = _compute_maps(net, images[cut], members, max_pixels)
         windows = [find_window(net, view, members, images[cut], maps) for view in members]
-        take = _cut_windows if layer == "map" else _pool_crops if cut.position else _pool_windows
+        is_whole = cut.position is None and not cut.is_warped
+        take = _cut_windows if layer == "map" else _pool_windows if is_whole else _pool_crops
         features |= zip(members, take(net, maps, windows, len(images[cut])), strict=True)
     if layer in ("map", "pool"):
         return features

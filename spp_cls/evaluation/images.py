@@ -14,7 +14,7 @@ from spp_cls.cli.errors import UserError
 from spp_cls.data.loading.dataset import read_image
 from spp_cls.data.loading.loader import raise_worker_errors
 from spp_cls.data.sources import ImageSource
-from spp_cls.data.transforms.crops import Position, compute_resized_shape, crop_at, resize
+from spp_cls.data.transforms.crops import Position, compute_resized_shape, crop_at, resize, warp
 from spp_cls.data.transforms.decode import Pixels
 from spp_cls.evaluation.protocols import REFERENCE_SIDE, View
 
@@ -23,10 +23,14 @@ _HEADERS_OF_BATCH = 64
 
 
 class Cut(NamedTuple):
-    """What a view is computed from: an image resized to `min_side`, or a crop of it at a position."""
+    """What a view is computed from: an image resized to `min_side`, or a crop of it at a position.
+
+    A warped cut is the image resized to min_side x min_side, whatever its shape.
+    """
 
     min_side: int
     position: Position | None
+    is_warped: bool = False
 
 
 class ViewBatch(NamedTuple):
@@ -47,7 +51,7 @@ def get_min_side(view: View, input_size: int) -> int:
 
 def get_cut(view: View, input_size: int) -> Cut:
     """Return what a view is computed from; its flipped twin has the same."""
-    return Cut(get_min_side(view, input_size), None if view.on_maps else view.position)
+    return Cut(get_min_side(view, input_size), None if view.on_maps else view.position, view.is_warped)
 
 
 def get_cuts(views: Collection[View], input_size: int) -> list[Cut]:
@@ -59,11 +63,15 @@ def cut_image(
     pixels: Pixels, cuts: Collection[Cut], input_size: int, interpolation: str = "bilinear"
 ) -> dict[Cut, Pixels]:
     """Make the cuts of one decoded image, H x W x 3."""
-    resized = {side: resize(pixels, side, interpolation) for side in {cut.min_side for cut in cuts}}
-    return {
-        cut: resized[cut.min_side] if cut.position is None else crop_at(resized[cut.min_side], cut.position, input_size)
-        for cut in cuts
-    }
+    resized = {side: resize(pixels, side, interpolation) for side in {cut.min_side for cut in cuts if not cut.is_warped}}
+
+    def make(cut: Cut) -> Pixels:
+        if cut.is_warped:
+            return warp(pixels, cut.min_side, interpolation)
+        image = resized[cut.min_side]
+        return image if cut.position is None else crop_at(image, cut.position, input_size)
+
+    return {cut: make(cut) for cut in cuts}
 
 
 def cut_images(
@@ -135,7 +143,8 @@ def group_by_shape(
     Raises:
         UserError: if workers take longer than `timeout` seconds (0: any time) for the headers of a batch.
     """
-    sides = [cut.min_side for cut in cuts if cut.position is None]
+    sides = [cut.min_side for cut in cuts if cut.position is None and not cut.is_warped]
+    squares = [cut.min_side**2 for cut in cuts if cut.is_warped]
     groups: dict[tuple[tuple[int, int], ...], list[int]] = defaultdict(list)
     if sides:
         # In processes, as a thread that hangs in a read cannot be ended.
@@ -154,7 +163,7 @@ def group_by_shape(
         groups[()] = list(indices)
     batches = []
     for shapes, members in groups.items():
-        largest = max([width * height for width, height in shapes], default=input_size * input_size)
+        largest = max([*(width * height for width, height in shapes), *squares], default=input_size * input_size)
         count = max(1, max_pixels // largest)
         batches += [members[start : start + count] for start in range(0, len(members), count)]
     return batches
@@ -170,13 +179,32 @@ def load_views(
     num_workers: int,
     timeout: float = 0,
 ) -> Iterator[ViewBatch]:
-    """Read the images of `indices` once each, in batches of one shape.
+    """Read the images of `indices` once each, in batches of one shape, in the cuts that views need.
 
     Raises:
         UndecodableImageError: if an image is damaged.
         UserError: if workers take longer than `timeout` seconds (0: any time) for a batch.
     """
     cuts = get_cuts(views, input_size)
+    return load_cuts(source, indices, cuts, input_size, interpolation, max_pixels, num_workers, timeout)
+
+
+def load_cuts(
+    source: ImageSource,
+    indices: Sequence[int],
+    cuts: Collection[Cut],
+    input_size: int,
+    interpolation: str,
+    max_pixels: int,
+    num_workers: int,
+    timeout: float = 0,
+) -> Iterator[ViewBatch]:
+    """Read the images of `indices` once each, in batches of one shape; `input_size` is the side of crops.
+
+    Raises:
+        UndecodableImageError: if an image is damaged.
+        UserError: if workers take longer than `timeout` seconds (0: any time) for a batch.
+    """
     images = ViewedImages(source, cuts, input_size, interpolation)
     loader = DataLoader(
         images,

@@ -31,13 +31,15 @@ class View(NamedTuple):
 
     `scale` is that minimum side in pixels for a network trained on crops of 224. `position` is None for the whole
     image. A flipped view is the mirror image of the same window. Views with `on_maps` are pooled from the feature map
-    of the whole image; the others are cut from the image first.
+    of the whole image; the others are cut from the image first. A warped view is the whole image too, but squeezed into
+    a square of `scale` x `scale`.
     """
 
     scale: int
     position: Position | None
     flip: bool
     on_maps: bool
+    is_warped: bool = False
 
 
 class Protocol(NamedTuple):
@@ -113,6 +115,7 @@ PROTOCOLS = {
         Protocol("map10", _make_views(256, FIVE, flips=True)),
         Protocol("map96", make_map_views(SIX_SCALES)),
         Protocol("map98", make_map_views(SIX_SCALES) + _FULL_AND_FLIP),
+        Protocol("warp1", (View(REFERENCE_SIDE, None, flip=False, on_maps=False, is_warped=True),)),
     )
 }
 

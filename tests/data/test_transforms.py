@@ -16,6 +16,7 @@ from spp_cls.data.transforms.crops import (
     find_corner,
     resize,
     resize_and_crop,
+    warp,
 )
 from spp_cls.data.transforms.decode import UndecodableImageError, decode
 from spp_cls.data.transforms.sizes import choose_size
@@ -179,3 +180,11 @@ class TestSamplers:
 
 def test_centre_is_the_middle() -> None:
     assert find_corner(CENTRE, 256, 256, 224) == (16, 16)
+
+
+@pytest.mark.parametrize(("width", "height"), [(150, 90), (64, 200), (64, 64), (30, 40), (300, 40)])
+def test_a_warped_image_is_the_whole_image_as_a_square(width: int, height: int) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    expected = np.asarray(Image.fromarray(pixels).resize((64, 64), Image.Resampling.BILINEAR))
+    # Pillow rounds to whole grey levels in another place.
+    assert np.abs(warp(pixels, 64).astype(int) - expected).max() <= 1

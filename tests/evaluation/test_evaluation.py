@@ -15,7 +15,7 @@ import spp_cls
 from spp_cls.data.loading.dataset import read_image
 from spp_cls.data.sources import open_source
 from spp_cls.data.sources.files import ImageFiles
-from spp_cls.data.transforms.crops import resize
+from spp_cls.data.transforms.crops import resize, warp
 from spp_cls.evaluation import PROTOCOLS, View, evaluate, get_protocol, view_features
 from spp_cls.evaluation.images import get_cuts, group_by_shape, load_views
 from spp_cls.evaluation.protocols import SIX_SCALES, make_map_views, make_protocol
@@ -39,7 +39,16 @@ def window_corner(view: View, width: int, height: int, window: int) -> tuple[int
 class TestViews:
     @pytest.mark.parametrize(
         ("name", "count"),
-        [("crop1", 1), ("crop10", 10), ("full1", 1), ("full2", 2), ("map10", 10), ("map96", 96), ("map98", 98)],
+        [
+            ("crop1", 1),
+            ("crop10", 10),
+            ("full1", 1),
+            ("full2", 2),
+            ("map10", 10),
+            ("map96", 96),
+            ("map98", 98),
+            ("warp1", 1),
+        ],
     )
     def test_counts(self, name: str, count: int) -> None:
         views = get_protocol(name).views
@@ -101,7 +110,8 @@ def reference_pooled(
 
     Maps of one scale and flip are kept, as they are the same for each view.
     """
-    image = resize(pixels, round(view.scale * net.config.input_size / 224))
+    side = round(view.scale * net.config.input_size / 224)
+    image = warp(pixels, side) if view.is_warped else resize(pixels, side)
     height, width = image.shape[:2]
     if view.flip:
         image = image[:, ::-1]
@@ -112,7 +122,9 @@ def reference_pooled(
         left, top = window_corner(view, width, height, window)
         if view.flip:
             left = width - window - left
-    if not view.on_maps:
+    if view.is_warped:
+        maps = net.forward_features(inputs)
+    elif not view.on_maps:
         maps = net.forward_features(inputs[:, :, top : top + window, left : left + window])
     else:
         if (view.scale, view.flip) not in known_maps:
@@ -237,8 +249,9 @@ def test_mistakes(shapes_folder: Path) -> None:
     baseline = spp_cls.build_net("zf5_tiny", "none", num_classes=3, input_size=112).eval()
     with pytest.raises(ValueError, match="full1 needs a net that takes any size"):
         evaluate(baseline, source, [get_protocol("full1")], CPU)
-    found = evaluate(baseline, source, [get_protocol("crop1"), get_protocol("crop10")], CPU, progress=False)
-    assert len(found["crop10"]) == len(source)
+    protocols = [get_protocol(name) for name in ("crop1", "crop10", "warp1")]
+    found = evaluate(baseline, source, protocols, CPU, progress=False)
+    assert len(found["crop10"]) == len(found["warp1"]) == len(source)
     net = spp_cls.build_net("zf5_tiny", num_classes=4, input_size=112)
     with pytest.raises(ValueError, match="has 3 classes, the checkpoint 4"):
         evaluate(net, source, [get_protocol("crop1")], CPU)

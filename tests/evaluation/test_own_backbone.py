@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from spp_cls import Backbone, Head, NetConfig, SpatialPyramidPool, SPPNet, UserError
 from spp_cls.data.loading.dataset import read_image
 from spp_cls.data.sources import open_source
-from spp_cls.data.transforms.crops import resize
+from spp_cls.data.transforms.crops import resize, warp
 from spp_cls.evaluation import PROTOCOLS, View, cut_images, evaluate, get_protocol, view_features
 from tests.conftest import write_image
 
@@ -55,7 +55,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def find_map(net: SPPNet, pixels: np.ndarray, view: View) -> Tensor:
     """Return a view's part of the last map, from the words of the paper: 1 x C x h x w."""
-    image = resize(pixels, round(view.scale * SIZE / 224)).astype(np.float32)
+    side = round(view.scale * SIZE / 224)
+    image = (warp(pixels, side) if view.is_warped else resize(pixels, side)).astype(np.float32)
     height, width = image.shape[:2]
     left, top, side = 0, 0, SIZE
     if view.position is not None:

@@ -45,7 +45,16 @@ def find_corner(position: Position, width: int, height: int, window: int) -> tup
 def resize(pixels: Pixels, min_side: int, interpolation: str = "bilinear") -> Pixels:
     """Resize H x W x 3 pixels so that the shorter side is `min_side`: bilinear or bicubic, antialiased."""
     height, width = pixels.shape[:2]
-    new_width, new_height = compute_resized_shape(width, height, min_side)
+    return _resize_to(pixels, *compute_resized_shape(width, height, min_side), interpolation)
+
+
+def warp(pixels: Pixels, side: int, interpolation: str = "bilinear") -> Pixels:
+    """Resize H x W x 3 pixels to side x side, whatever their shape: bilinear or bicubic, antialiased."""
+    return _resize_to(pixels, side, side, interpolation)
+
+
+def _resize_to(pixels: Pixels, new_width: int, new_height: int, interpolation: str) -> Pixels:
+    height, width = pixels.shape[:2]
     if interpolation != "bilinear" and (new_width, new_height) != (width, height):
         source = torch.from_numpy(pixels).unsqueeze(0).permute(0, 3, 1, 2)
         resized = F.interpolate(source, (new_height, new_width), mode=interpolation, antialias=True)

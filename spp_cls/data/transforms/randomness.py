@@ -21,6 +21,7 @@ class Purpose(IntEnum):
     DROPOUT = 7
     AUGMENTATION = 8
     MIXING = 9
+    SPLIT = 10
 
 
 def create_generator(purpose: Purpose, seed: int, epoch: int, index: int = 0) -> np.random.Generator:
