@@ -43,20 +43,27 @@ class Options:
 
 
 def read_results(folder: str | Path) -> tuple[list[dict[str, str]], list[dict[str, str]]]:
-    """Read the paper's rows, and ours from all other CSV files of the folder.
+    """Read the paper's rows, and ours from all CSV files of the folder that eval.py wrote.
+
+    Files named transfer*.csv are those of spp_cls.transfer, which has tables of its own.
 
     Raises:
         UserError: if the folder has no paper.csv, or a file has other columns.
     """
-    folder = Path(folder)
-    if not is_file(folder / "paper.csv"):
+    paper = read_paper(folder)
+    paths = [path for path in sorted(Path(folder).glob("*.csv")) if not path.name.startswith(("paper", "transfer"))]
+    return paper, [row for path in paths for row in read_csv(path)]
+
+
+def read_paper(folder: str | Path) -> list[dict[str, str]]:
+    """Read the paper's rows from the folder's paper.csv.
+
+    Raises:
+        UserError: if there is none, or it is damaged.
+    """
+    path = Path(folder) / "paper.csv"
+    if not is_file(path):
         raise UserError(f"there is no paper.csv in {folder}; give the folder of results as results=PATH")
-    paper = _read_paper(folder / "paper.csv")
-    ours = [row for path in sorted(folder.glob("*.csv")) if path.name != "paper.csv" for row in read_csv(path)]
-    return paper, ours
-
-
-def _read_paper(path: Path) -> list[dict[str, str]]:
     try:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))

@@ -34,6 +34,10 @@ class Backbone(nn.Module):
         """Return the layers that change the size of a map, from the image on."""
         return [layer for layer in self.modules() if isinstance(layer, WindowedLayer)]
 
+    def list_map_layers(self) -> dict[str, nn.Module]:
+        """List by name the layers whose outputs are inner feature maps, which features can be taken from."""
+        return dict(self.named_children())
+
     @property
     def channels(self) -> int:
         """Channels of the last feature map."""
@@ -132,6 +136,11 @@ class PaperBackbone(Backbone):
         for layer in self.children():
             images = layer(images)
         return images
+
+    def list_map_layers(self) -> dict[str, nn.Module]:
+        """List the convolutions by name, conv1 and on, each with the ReLU behind it: the paper's features."""
+        layers = dict(self.named_children())
+        return {name: layers[name.replace("conv", "relu")] for name in layers if name.startswith("conv")}
 
     def init_weights(self, init: str) -> None:
         """Set the first weights: N(0, 0.01) with AlexNet's biases (paper), or He's with biases 0 (kaiming)."""

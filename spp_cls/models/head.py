@@ -1,6 +1,6 @@
 """From pooled features to logits: hidden fully connected layers with dropout, then the classifier."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from torch import Tensor, nn
 
@@ -46,12 +46,19 @@ class Head(nn.Module):
 
     def forward_to(self, values: Tensor, layer: str) -> Tensor:
         """Map N x in_features values to the outputs of a layer of `layer_names`; those of hidden layers after ReLU."""
-        last = layer.replace("hidden", "relu") if layer != "logits" else "classifier"
+        return self.forward_layers(values, [layer])[layer]
+
+    def forward_layers(self, values: Tensor, layers: Collection[str]) -> dict[str, Tensor]:
+        """Map N x in_features values to the outputs of several layers, as forward_to does for one, in one pass."""
+        wanted = {layer.replace("hidden", "relu") if layer != "logits" else "classifier": layer for layer in layers}
+        outputs: dict[str, Tensor] = {}
         for name, module in self.named_children():
-            values = module(values)
-            if name == last:
+            if len(outputs) == len(wanted):
                 break
-        return values
+            values = module(values)
+            if name in wanted:
+                outputs[wanted[name]] = values
+        return outputs
 
     def init_weights(self, init: str) -> None:
         """Set the first weights: N(0, 0.01) with biases 1 (paper), or He's (kaiming); the classifier's last."""

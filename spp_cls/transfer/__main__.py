@@ -1,0 +1,173 @@
+"""The command of Tables 6 to 8: python -m spp_cls.transfer ckpt=PATH data=caltech101 data.root=... [key=value ...]."""
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning_fabric import Fabric
+
+from spp_cls.cli.arguments import parse_keys
+from spp_cls.cli.command import convert_lightning_errors
+from spp_cls.cli.errors import UserError, end_in_one_line
+from spp_cls.cli.schema import key
+from spp_cls.cli.targets import import_plugins
+from spp_cls.cli.terminal import format_table
+from spp_cls.data.loading.workers import count_workers
+from spp_cls.models.checkpoint import describe_training_sizes, load_checkpoint, load_net
+from spp_cls.models.net import SPPNet, create_net
+from spp_cls.transfer.datasets import TransferData, open_transfer_data
+from spp_cls.transfer.experiment import DrawResult, choose_sides, train_and_test
+from spp_cls.transfer.extraction import extract_features, hash_net, open_store
+from spp_cls.transfer.layers import VIEWS, Feature, choose_features
+from spp_cls.transfer.rows import NetFacts, TransferRow, append_rows, make_row, write_classes, write_predictions
+from spp_cls.transfer.svm import Solver, check_scikit_learn
+from spp_cls.transfer.tables import RESULT_HEADER, describe_row
+
+USAGE = "python -m spp_cls.transfer ckpt=PATH data=caltech101 data.root=FOLDER [key=value ...]"
+EXAMPLE = (
+    "python -m spp_cls.transfer ckpt=runs/mine/best.ckpt data=caltech101 data.root=/data/caltech "
+    "'layer=[level:6,pool,hidden1,hidden2]' 'view=[crop,full,warp]' side=224 out=results/transfer.csv"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The keys of this command."""
+
+    ckpt: str = key(help="a checkpoint written by train.py, or an exported folder")
+    untrained: bool = key(False, help="take new weights instead of the checkpoint's, of `seed`: what training brought")
+    plugins: tuple[str, ...] = key((), help="modules to import first, which register backbones of your own")
+    data: str = key(help="caltech101, voc2007, imagefolder, or any other data of train.py")
+    root: str = key(name="data.root", help="folder of the data set, as it is shipped")
+    num_workers: Literal["auto"] | int = key(
+        "auto", name="data.num_workers", least=0, most=1024, help="processes that read images, for each process"
+    )
+    layer: tuple[str, ...] = key(
+        ("level:6", "pool", "hidden1", "hidden2"),
+        help="maps:conv4 (flattened), level:6 (one level of bins), pool (all levels), hidden1 and on, logits",
+    )
+    view: tuple[str, ...] = key(
+        ("full",),
+        help=f"{', '.join(VIEWS)}: centre of the network's input size; whole image; squeezed to a square",
+    )
+    side: tuple[int, ...] = key((224,), least=1, help="min side of the image in pixels; of a warped image, both")
+    draws: int | None = key(None, least=1, help="random splits of caltech101; null: 10")
+    train: int = key(30, least=2, help="images of a class that train, in caltech101")
+    test: int = key(50, least=1, help="most images of a class that test, in caltech101")
+    seed: int = key(0, least=0, most=2**32 - 1, help="seed of the draws, and of new weights")
+    C: tuple[float, ...] = key((1.0,), above=0, help="cost of the SVM; of several the best on a part of the training")
+    choose_side: bool = key(False, help="add a row for each layer and view, of the best side on that part")
+    svm: Solver = key("libsvm", help="libsvm, or liblinear for more than about 20,000 training images")
+    features: str | None = key(None, help="folder for the features; null: features/DATA-NETWORK")
+    out: str | None = key(None, help="CSV file to add a row for each layer, view and side to")
+    classes: str | None = key(None, help="CSV file for the figures of each class")
+    predictions: str | None = key(None, help="CSV file for the scores of the test images")
+    results: str = key("results", help="folder of paper.csv, whose figures are printed beside ours")
+    max_pixels: int | None = key(None, least=1, help="pixels of one pass; null: one image on CPUs, 8000000 on GPUs")
+    accelerator: str = key("auto", name="trainer.accelerator", help="auto, gpu, cpu")
+    devices: Any = key(1, name="trainer.devices", help="processes, one a device: a number, a list of devices, auto")
+    num_nodes: int = key(1, name="trainer.num_nodes", least=1, help="machines")
+    precision: str = key("32-true", name="trainer.precision", help="32-true, bf16-mixed, 16-mixed")
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Compute the features, train and test on them; print a table and, as the last line, the rows as JSON."""
+    options = parse_keys(Options, arguments, USAGE, EXAMPLE)
+    check_scikit_learn()
+    import_plugins(options.plugins)
+    net, facts = open_net(options.ckpt, options.untrained, options.seed)
+    features, without_length = choose_features(net, options.layer, options.view, options.side)
+    data = open_transfer_data(options.data, options.root, options.draws, options.train, options.test, options.seed)
+    with convert_lightning_errors("trainer"):
+        fabric = Fabric(
+            accelerator=options.accelerator, devices=options.devices, num_nodes=options.num_nodes,
+            precision=options.precision,  # type: ignore[arg-type]
+        )  # fmt: skip
+    fabric.launch()
+    fabric.to_device(net.to(memory_format=torch.channels_last))
+    if fabric.is_global_zero:
+        if options.out:
+            # Better to find a file that cannot be written before the work than after it.
+            append_rows([], options.out)
+        for feature in without_length:
+            print(f"left out: {feature}, as maps of whole images have no fixed length; level:6 and pool have")
+    rows, results = run(net, facts, data, features, options, fabric)
+    if fabric.is_global_zero:
+        if options.out:
+            append_rows(rows, options.out)
+        if options.classes:
+            write_classes(data, results, options.classes)
+        if options.predictions:
+            write_predictions(data, results, options.predictions)
+        print(format_table(RESULT_HEADER, [describe_row(asdict(row), options.results) for row in rows]))
+        print(json.dumps({"rows": [asdict(row) for row in rows]}))
+
+
+def open_net(path: str, untrained: bool = False, seed: int = 0) -> tuple[SPPNet, NetFacts]:
+    """Open a network in evaluation mode, and say what a row says about it; `untrained` gives it new weights.
+
+    Raises:
+        UserError: if there is no such file, or it is not of this package.
+    """
+    net = load_net(path)
+    sizes, epochs = "", None
+    if not Path(path).is_dir() and not untrained and Path(path).name != "model.safetensors":
+        checkpoint = load_checkpoint(path)
+        sizes, epochs = describe_training_sizes(checkpoint), checkpoint["epoch"] + 1
+    if untrained:
+        torch.manual_seed(seed)
+        net, epochs = create_net(net.config).eval(), 0
+    if net.config.in_chans != 3:
+        raise UserError(f"the network has {net.config.in_chans} input channels; transfer is for RGB images")
+    config = net.config
+    levels = " ".join(map(str, getattr(net.pool, "levels", ())))
+    facts = NetFacts(
+        config.name, config.pooling, levels, config.width, sizes, config.input_size, epochs, path, hash_net(net)
+    )
+    return net, facts
+
+
+def run(
+    net: SPPNet, facts: NetFacts, data: TransferData, features: Sequence[Feature], options: Options, fabric: Fabric
+) -> tuple[list[TransferRow], list[DrawResult]]:
+    """Compute the features that are missing, train and test; return the rows, and the results of each draw."""
+    start = time.perf_counter()
+    folder = options.features or f"features/{data.name}-{facts.network_sha256[:12]}"
+    store = open_store(net, data.source, folder, options.precision)
+    workers = count_workers(options.num_workers, fabric.world_size // options.num_nodes)
+    extract_features(net, data.source, features, store, fabric, options.max_pixels, workers)
+    results = train_and_test(
+        data, store, features, options.C, options.svm, options.choose_side, bool(options.predictions), fabric
+    )
+    seconds = round(time.perf_counter() - start, 3)
+
+    def make_rows(chosen: Sequence[DrawResult], is_side_chosen: bool) -> list[TransferRow]:
+        groups: dict[tuple[object, ...], list[DrawResult]] = {}
+        for each in chosen:
+            groups.setdefault(each.feature[:2] if is_side_chosen else each.feature, []).append(each)
+        return [
+            make_row(
+                data,
+                group,
+                is_side_chosen,
+                facts,
+                length=store.read(group[0].feature).shape[1],
+                svm=options.svm,
+                seconds=seconds,
+            )
+            for group in groups.values()
+        ]
+
+    rows = make_rows(results, False)
+    if options.choose_side:
+        rows += make_rows(choose_sides(results), True)
+    return rows, results
+
+
+if __name__ == "__main__":
+    end_in_one_line(lambda: main(sys.argv[1:]))

@@ -1,0 +1,124 @@
+"""One pass over the images: each is decoded once, each view goes through the convolutions once, for all layers."""
+
+import hashlib
+import json
+import sys
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from tqdm import tqdm
+
+from spp_cls.cli.errors import UserError
+from spp_cls.data.sources import ImageSource
+from spp_cls.evaluation.images import Cut, load_cuts
+from spp_cls.models.checkpoint import convert_config_to_dict
+from spp_cls.models.net import SPPNet
+from spp_cls.transfer.layers import Feature, compute_layers, measure_lengths
+from spp_cls.transfer.store import FeatureStore
+
+# A run that is killed loses no more than the work of so many seconds.
+_SECONDS_BETWEEN_COMMITS = 30
+
+
+def hash_net(net: SPPNet) -> str:
+    """Return the SHA-256 of a network's configuration and weights."""
+    digest = hashlib.sha256(json.dumps(convert_config_to_dict(net.config), sort_keys=True).encode())
+    for name, value in net.state_dict().items():
+        digest.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def hash_names(source: ImageSource) -> str:
+    """Return the SHA-256 of the names of all images, in their order."""
+    digest = hashlib.sha256()
+    for index in range(len(source)):
+        digest.update(source.name(index).encode(errors="surrogateescape") + b"\0")
+    return digest.hexdigest()
+
+
+def open_store(net: SPPNet, source: ImageSource, folder: str | Path, precision: str = "32-true") -> FeatureStore:
+    """Open a folder for the features of a network for the images of a source."""
+    identity = {
+        "network": hash_net(net), "data": hash_names(source), "precision": precision, "spp_cls": version("spp_cls"),
+    }  # fmt: skip
+    return FeatureStore(folder, identity, len(source))
+
+
+def get_max_pixels(device: torch.device, max_pixels: int | None) -> int:
+    """Return the pixels of one pass: what was asked for, else one image on a CPU and 8 million pixels on a GPU.
+
+    On a CPU a batch saves little time, and the last bits of an image's features would depend on the others in it.
+    """
+    return max_pixels or (1 if device.type == "cpu" else 8_000_000)
+
+
+def extract_features(
+    net: SPPNet,
+    source: ImageSource,
+    features: Sequence[Feature],
+    store: FeatureStore,
+    fabric: Fabric | None = None,
+    max_pixels: int | None = None,
+    num_workers: int = 0,
+    progress: bool = True,
+) -> int:
+    """Write the features of all images that the store does not have; return how many images were read.
+
+    The images are divided among the processes of the fabric without padding. On a CPU each image goes through the
+    network alone: its features are, bit for bit, those of the network on this image, for any number of processes.
+
+    Raises:
+        UserError: if the store is of another network or data set, or cannot be written.
+        UndecodableImageError: if an image is damaged.
+    """
+    rank, world_size = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
+    if rank == 0:
+        store.create(measure_lengths(net, features))
+    if fabric:
+        fabric.barrier()
+    unfinished, images = store.list_unfinished(features)
+    if fabric:
+        # No process marks images before all have read the marks.
+        fabric.barrier()
+    layers: dict[Cut, list[Feature]] = {}
+    for feature in unfinished:
+        layers.setdefault(feature.cut, []).append(feature)
+    local = images[rank::world_size].tolist()
+    pixels = get_max_pixels(next(net.parameters()).device, max_pixels)
+    bar = tqdm(
+        total=len(local), unit=" images", desc="Features", disable=not progress or rank > 0 or not len(images),
+        dynamic_ncols=True, file=sys.stdout,
+    )  # fmt: skip
+    committed = time.monotonic()
+    store.open_for_writing(unfinished)
+    try:
+        with bar:
+            for batch in load_cuts(source, local, list(layers), net.config.input_size, pixels, num_workers):
+                values: dict[Feature, np.ndarray] = {}
+                for cut, members in layers.items():
+                    with fabric.autocast() if fabric else nullcontext():
+                        outputs = compute_layers(net, batch.images[cut], [each.layer for each in members])
+                    values |= {each: outputs[each.layer].float().cpu().numpy() for each in members}
+                store.write(batch.indices.tolist(), values)
+                bar.update(len(batch.indices))
+                if time.monotonic() - committed > _SECONDS_BETWEEN_COMMITS:
+                    store.commit()
+                    committed = time.monotonic()
+        store.commit()
+    except BaseException:
+        # What is finished stays so; a disk that is full fails once more.
+        with suppress(UserError):
+            store.commit()
+        raise
+    finally:
+        store.close()
+    if fabric:
+        fabric.barrier()
+    return len(images)

@@ -1,0 +1,219 @@
+"""Results as CSV rows: one a feature, with all that is needed to judge it; and files of classes and predictions."""
+
+import csv
+import platform
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from spp_cls.cli.errors import UserError
+from spp_cls.cli.files import replace_atomically
+from spp_cls.evaluation.rows import describe_hardware
+from spp_cls.transfer.datasets import TransferData
+from spp_cls.transfer.experiment import DrawResult, list_best_classes
+
+
+@dataclass(frozen=True)
+class NetFacts:
+    """What a row says about the network. `sizes` and `epochs` are those of its training, where the file has them."""
+
+    net: str
+    pooling: str
+    levels: str
+    width: float
+    sizes: str
+    input_size: int
+    epochs: int | None
+    checkpoint: str
+    network_sha256: str
+
+
+@dataclass(frozen=True)
+class TransferRow(NetFacts):
+    """The figures of a feature, in percent; means over draws, and sample deviations where there are several.
+
+    Accuracy is the mean over classes, and that over images; average precision (of 11 points, exact) the mean over
+    classes. `side` and C are those of each draw where they differ; with `is_side_chosen` the side is the best on the
+    validation part. `by_draw` is the accuracy over classes, or the average precision of 11 points, of each draw.
+    """
+
+    data: str
+    layer: str
+    view: str
+    side: str
+    is_side_chosen: bool
+    length: int
+    svm: str
+    C: str
+    draws: int
+    train_images: int
+    test_images: int
+    accuracy: float | None
+    accuracy_std: float | None
+    accuracy_of_images: float | None
+    accuracy_of_images_std: float | None
+    map_11: float | None
+    map_exact: float | None
+    validation: float | None
+    by_draw: str
+    seconds: float
+    spp_cls: str
+    torch: str
+    python: str
+    hardware: str
+
+
+def make_row(
+    data: TransferData, results: Sequence[DrawResult], is_side_chosen: bool, facts: NetFacts, **others: Any
+) -> TransferRow:
+    """Summarise the results of one layer and view, one a draw; `others` are length, svm and seconds."""
+    main = [result.figures.mean for result in results]
+    overall = [result.figures.overall for result in results if result.figures.overall is not None]
+    exact = [float(np.nanmean(each.figures.exact)) for each in results if each.figures.exact is not None]
+    reached = [result.validation for result in results if result.validation is not None]
+    labelled = not data.has_several_labels
+    return TransferRow(
+        **asdict(facts),
+        data=data.name,
+        layer=results[0].feature.layer,
+        view=results[0].feature.view,
+        side=_join([result.feature.side for result in results]),
+        is_side_chosen=is_side_chosen,
+        C=_join([result.cost for result in results]),
+        draws=len(results),
+        train_images=len(data.splits[0].train),
+        test_images=len(data.splits[0].test),
+        accuracy=_mean(main) if labelled else None,
+        accuracy_std=_deviation(main) if labelled else None,
+        accuracy_of_images=_mean(overall),
+        accuracy_of_images_std=_deviation(overall),
+        map_11=None if labelled else _mean(main),
+        map_exact=_mean(exact),
+        validation=_mean(reached),
+        by_draw=" ".join(f"{value:.4f}" for value in main),
+        spp_cls=version("spp_cls"),
+        torch=torch.__version__,
+        python=platform.python_version(),
+        hardware=describe_hardware(),
+        **others,
+    )
+
+
+def _join(values: Sequence[float]) -> str:
+    texts = [f"{value:g}" for value in values]
+    return texts[0] if len(set(texts)) == 1 else " ".join(texts)
+
+
+def _mean(values: Sequence[float]) -> float | None:
+    return float(np.mean(values)) if values else None
+
+
+def _deviation(values: Sequence[float]) -> float | None:
+    return float(np.std(values, ddof=1)) if len(values) > 1 else None
+
+
+def append_rows(rows: Sequence[TransferRow], path: str | Path) -> None:
+    """Add rows to a CSV file, or make one with a header.
+
+    Raises:
+        UserError: if the file has other columns, or cannot be written.
+    """
+    path = Path(path)
+    columns = [field.name for field in fields(TransferRow)]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        is_new = not path.exists()
+        read_rows(path)
+        with path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, columns)
+            if is_new:
+                writer.writeheader()
+            writer.writerows(asdict(row) for row in rows)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another file with out=PATH") from error
+
+
+def read_rows(path: str | Path) -> list[dict[str, str]]:
+    """Read the rows of a file that append_rows wrote, as text; no file means no rows.
+
+    Raises:
+        UserError: if the file has other columns.
+    """
+    path = Path(path)
+    if not path.exists():
+        return []
+    with path.open(newline="", errors="replace") as file:
+        reader = csv.DictReader(file)
+        if reader.fieldnames != [field.name for field in fields(TransferRow)]:
+            raise UserError(f"{path} has other columns than results of spp_cls.transfer; name another file")
+        return list(reader)
+
+
+def write_classes(data: TransferData, results: Sequence[DrawResult], path: str | Path) -> None:
+    """Write the figures of each class: layer, view, side, draw, class, and accuracy or the average precisions.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    metrics = ("ap_11", "ap_exact") if data.has_several_labels else ("accuracy",)
+    lines = [
+        (*result.feature, result.draw, name, *(f"{value:.4f}" for value in values))
+        for result in results
+        for name, *values in zip(
+            data.class_names,
+            result.figures.main,
+            *([result.figures.exact] if result.figures.exact is not None else []),
+            strict=True,
+        )
+    ]
+    _write_csv(path, ("layer", "view", "side", "draw", "class", *metrics), iter(lines), "classes")
+
+
+def write_predictions(data: TransferData, results: Sequence[DrawResult], path: str | Path) -> None:
+    """Write the scores of the test images: layer, view, side, draw, image, label, and on.
+
+    With one label an image the five best classes and their scores follow, else the score of every class; an image's
+    labels are joined by spaces, those that are difficult in brackets.
+
+    Raises:
+        UserError: if the file cannot be written.
+    """
+    names = data.class_names
+    ranks = range(1, 1 + min(5, len(names)))
+    columns = [*(f"class{rank}" for rank in ranks), *(f"score{rank}" for rank in ranks)]
+    header = ("layer", "view", "side", "draw", "image", "label", *(names if data.has_several_labels else columns))
+    _write_csv(path, header, (line for result in results for line in _list_lines(data, result)), "predictions")
+
+
+def _list_lines(data: TransferData, result: DrawResult) -> Iterator[tuple[object, ...]]:
+    assert result.scores is not None
+    classes, best = list_best_classes(result.scores)
+    for row, index in enumerate(data.splits[result.draw].test.tolist()):
+        target = data.targets[index]
+        shown = {1: "{}", 0: "({})"}
+        label = " ".join(
+            shown[value].format(name) for name, value in zip(data.class_names, target, strict=True) if value >= 0
+        )
+        cells = [data.class_names[number] for number in classes[row]]
+        scores = result.scores[row] if data.has_several_labels else best[row]
+        texts = [f"{score:.6g}" for score in scores]
+        yield (
+            *result.feature, result.draw, data.source.name(index), label,
+            *(texts if data.has_several_labels else [*cells, *texts]),
+        )  # fmt: skip
+
+
+def _write_csv(path: str | Path, header: Sequence[str], lines: Iterator[tuple[object, ...]], key: str) -> None:
+    try:
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        with replace_atomically(Path(path)) as unfinished, unfinished.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(header)
+            writer.writerows(lines)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; choose another file with {key}=PATH") from error
