@@ -46,6 +46,22 @@ def build_testing_tables(folder: str | Path) -> list[Table]:
     return tables
 
 
+def build_transfer_tables(folder: str | Path) -> list[Table]:
+    """Build the tables of one pass for all features against a pass for each, and of memory."""
+    found = read_json(folder, "transfer_speed")
+    if not found:
+        return []
+    sharing, sides = found["sharing"], " ".join(map(str, found["sides"]))
+    ratios = [f"{sharing[key]:.2f}" for key in ("ratio", "ratio_of_multiply_adds")]
+    title = f"A pass for each layer, view and side against one pass for all, ZF-5, sides {sides} ({describe(found)})"
+    header = ("features", "images", "each / one pass, time", "each / one pass, multiply-adds")
+    memory = [[f"{int(images):,} images", f"{size:,}"] for images, size in found["mib"].items()]
+    return [
+        (title, header, [[str(sharing["features"]), str(sharing["images"]), *ratios]]),
+        (f"Peak memory of writing these features ({describe(found)})", ("", "MiB"), memory),
+    ]
+
+
 def build_training_tables(folder: str | Path) -> list[Table]:
     """Build the table of training steps: ours, plain PyTorch, and a ceiling of convolutions and fc layers alone."""
     found = read_json(folder, "train_step")

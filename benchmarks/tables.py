@@ -14,6 +14,7 @@ from speed_tables import (
     build_training_tables,
     read_json,
 )
+from speed_tables import build_transfer_tables as build_transfer_speed_tables
 
 from spp_cls import UserError, build_net
 from spp_cls.cli.errors import end_in_one_line
@@ -22,6 +23,7 @@ from spp_cls.cli.terminal import Table, format_as
 from spp_cls.evaluation.tables import build_measured_table, build_paper_tables, read_results
 from spp_cls.models.net import PRESETS
 from spp_cls.models.specs import SPECS
+from spp_cls.transfer.tables import build_transfer_tables
 
 REPOSITORY = Path(__file__).parent.parent
 DOCUMENTS = tuple(
@@ -42,6 +44,8 @@ def build_tables(results: Path) -> dict[str, Sequence[Table]]:
         "speed of timm's networks": build_timm_tables(results),
         "speed of layers": build_layer_tables(results),
         "speed on a GPU": build_gpu_tables(results / "gpu"),
+        "speed of transfer": build_transfer_speed_tables(results),
+        "transfer": build_transfer_tables(results),
     }
 
 
