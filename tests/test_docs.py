@@ -1,6 +1,6 @@
 """The README and the guides: their commands and Python examples, as they stand but for paths and sizes.
 
-docs/running.md, docs/shapes.md, docs/backbones.md and docs/exporting.md have tests of their own.
+The other guides have tests of their own.
 """
 
 import re

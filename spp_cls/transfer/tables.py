@@ -12,6 +12,7 @@ from spp_cls.cli.arguments import parse_keys
 from spp_cls.cli.errors import end_in_one_line
 from spp_cls.cli.schema import key
 from spp_cls.cli.terminal import Table, format_as
+from spp_cls.evaluation.protocols import REFERENCE_SIDE
 from spp_cls.evaluation.tables import read_paper
 from spp_cls.transfer.rows import read_rows
 
@@ -100,9 +101,13 @@ def _compare(paper_row: dict[str, str], ours: Sequence[dict[str, str]]) -> list[
 
 
 def find_paper_score(row: Mapping[str, Any], paper: Sequence[dict[str, str]]) -> str:
-    """Return what the paper has for this data, layer, view, side and network, of any width and training; or nothing."""
-    names = ("data", "net", "pooling", "layer", "view", "side")
-    same = [each for each in paper if each["score"] and all(str(row[name]) == each[name] for name in names)]
+    """Return what the paper has for this data, layer, view, side and network, of any width and training; or nothing.
+
+    The side of a network that was trained on crops of another size than 224 is taken in proportion.
+    """
+    side = round(int(row["side"]) * REFERENCE_SIDE / int(row["input_size"]))
+    place = {**{name: row[name] for name in ("data", "net", "pooling", "layer", "view")}, "side": str(side)}
+    same = [each for each in paper if each["score"] and all(each[name] == place[name] for name in place)]
     return same[0]["score"] if same else ""
 
 

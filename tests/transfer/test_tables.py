@@ -1,0 +1,137 @@
+"""The paper's Tables 6 to 8, our rows beside them, and the verdicts on its claims."""
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spp_cls.cli.errors import UserError
+from spp_cls.evaluation.tables import read_paper, read_results
+from spp_cls.transfer.rows import TransferRow, append_rows
+from spp_cls.transfer.tables import build_claims_table, build_paper_tables, build_transfer_tables, read_transfer_results
+from tests.conftest import REPOSITORY, Tool, error_of
+
+RESULTS = REPOSITORY / "results"
+
+# Tables 6 and 7 as the paper prints them, without what it leaves out.
+TABLE_6 = {
+    ("zf5", "none", "crop", "224"): "59.96 66.34 69.14 74.86 75.90",
+    ("zf5", "spp", "crop", "224"): "57.28 65.43 68.76 75.55 76.45",
+    ("zf5", "spp", "full", "224"): "70.82 77.32 78.39",
+    ("zf5", "spp", "full", "392"): "71.67 78.78 80.10",
+    ("overfeat7", "spp", "full", "364"): "76.09 81.58 82.44",
+}
+TABLE_7 = {
+    ("zf5", "none", "crop", "224"): "80.12 84.40 87.98 87.86 85.30",
+    ("zf5", "spp", "crop", "224"): "81.03 83.76 87.60 89.47 88.54 86.10",
+    ("zf5", "spp", "full", "224"): "89.46 91.44 89.50 87.08",
+    ("overfeat7", "spp", "full", "224"): "91.46 93.42 91.83 90.00",
+    ("zf5", "spp", "warp", "224"): "89.91",
+}
+
+
+def make_row(**values: Any) -> TransferRow:
+    """An invented row, for tests alone."""
+    empty = {field.name: "" for field in fields(TransferRow)}
+    given = {
+        "net": "zf5",
+        "pooling": "spp",
+        "levels": "6 3 2 1",
+        "sizes": "alternate",
+        "width": 1.0,
+        "epochs": 70,
+        "input_size": 224,
+    }
+    place = {"data": "caltech101", "layer": "pool", "view": "full", "side": "224", "is_side_chosen": False}
+    return TransferRow(**{**empty, **given, **place, "accuracy": 91.0, "by_draw": "90.0 92.0", **values})  # type: ignore[arg-type]
+
+
+def write_results(folder: Path, *rows: TransferRow) -> Path:
+    (folder / "paper.csv").write_bytes((RESULTS / "paper.csv").read_bytes())
+    append_rows(rows, folder / "transfer.csv")
+    return folder
+
+
+@pytest.mark.parametrize(("number", "expected"), [("6", TABLE_6), ("7", TABLE_7)])
+def test_the_papers_scores(number: str, expected: dict[tuple[str, ...], str]) -> None:
+    found: dict[tuple[str, ...], list[str]] = {}
+    for row in read_paper(RESULTS):
+        if row["table"] == number:
+            assert row["data"] == {"6": "voc2007", "7": "caltech101"}[number]
+            found.setdefault((row["net"], row["pooling"], row["view"], row["side"]), []).append(row["score"])
+    assert {place: " ".join(scores) for place, scores in found.items()} == expected
+
+
+def test_only_the_same_measurement_stands_beside_the_papers(tmp_path: Path) -> None:
+    others = [
+        make_row(width=0.25), make_row(sizes="single"), make_row(epochs=0), make_row(is_side_chosen=True),
+        make_row(side="225"), make_row(data="voc2007", accuracy=None, map_11=50.0),
+    ]  # fmt: skip
+    folder = write_results(tmp_path, *others)
+    paper, ours = read_paper(folder), read_transfer_results(folder)
+    assert not any(cells[3] for _, _, rows in build_paper_tables(paper, ours) for cells in rows)
+    append_rows(
+        [make_row(), make_row(data="voc2007", layer="hidden2", accuracy=None, map_11=78.0)], tmp_path / "transfer2.csv"
+    )
+    tables = build_paper_tables(paper, read_transfer_results(folder))
+    rows = [cells for _, _, table in tables for cells in table if cells[3]]
+    assert rows == [
+        ["(c) SPP ZF-5, full 224: fc7", "voc2007", "78.39", "78.00", "-0.39"],
+        ["(c) SPP ZF-5, full 224: SPP pool5", "caltech101", "91.44", "91.00", "-0.44"],
+    ]
+    # Rows of eval.py are not looked for in these files.
+    assert read_results(folder)[1] == []
+
+
+def test_narrow_networks_have_the_papers_score_in_a_table_of_their_own(tmp_path: Path) -> None:
+    small = make_row(width=0.5, input_size=112, side="112")
+    folder = write_results(tmp_path, make_row(width=0.25), small, make_row(input_size=112), make_row(net="mine"))
+    measured = next(rows for title, _, rows in build_transfer_tables(folder) if title.startswith("Measured"))
+    found = [(cells[1], cells[2], cells[8], cells[-1]) for cells in measured]
+    # Half the side for a network of half the crops.
+    assert found == [
+        ("zf5", "0.25", "224", "91.44"), ("zf5", "0.5", "112", "91.44"), ("zf5", "1.0", "224", ""),
+        ("mine", "1.0", "224", ""),
+    ]  # fmt: skip
+
+
+def test_the_verdicts(tmp_path: Path) -> None:
+    folder = write_results(
+        tmp_path,
+        make_row(by_draw="90.0 92.0 91.0"),
+        make_row(view="crop", by_draw="89.0 91.5 90.0"),
+        make_row(view="warp", by_draw="90.5 91.0 90.0"),
+        make_row(layer="level:6", by_draw="91.0 93.0 92.0"),
+        make_row(layer="hidden1", by_draw="90.0"),
+        make_row(network_sha256="other", view="crop", by_draw="99.0 99.0 99.0"),
+    )
+    _, header, rows = build_claims_table(read_transfer_results(folder))
+    found = {cells[0]: cells[header.index("mean difference") :] for cells in rows}
+    assert found == {
+        "full views beat crops": ["+0.83", "3 of 3", "confirmed"],
+        "full views beat warped ones": ["+0.50", "2 of 3", "not resolved"],
+        "all levels beat the 6 x 6 level": ["-1.00", "0 of 3", "refuted"],
+        "the SPP layer beats the first hidden layer": ["", "", "not resolved: other draws"],
+    }
+
+
+def test_one_draw_resolves_nothing(tmp_path: Path) -> None:
+    rows = [
+        make_row(data="voc2007", accuracy=None, map_11=value, view=view, by_draw=f"{value}")
+        for view, value in (("full", 60.0), ("crop", 50.0))
+    ]
+    _, _, ((*_, difference, agreeing, verdict),) = build_claims_table(
+        read_transfer_results(write_results(tmp_path, *rows))
+    )
+    assert (difference, agreeing, verdict) == ("+10.00", "1 of 1", "not resolved")
+
+
+def test_the_command(tmp_path: Path, tool: Tool) -> None:
+    result = tool("spp_cls.transfer.tables", f"results={RESULTS}", "format=csv")
+    assert '"SPP ZF-5, warp 224: SPP pool5",caltech101,89.91' in result.stdout
+    assert "there is no paper.csv" in error_of(tool("spp_cls.transfer.tables", "results=."))
+    (tmp_path / "paper.csv").write_text("a\n")
+    (tmp_path / "transfer.csv").write_text("a\n")
+    with pytest.raises(UserError, match=r"has other columns than results of spp_cls.transfer"):
+        read_transfer_results(tmp_path)
