@@ -35,8 +35,13 @@ class Backbone(nn.Module):
         return [layer for layer in self.modules() if isinstance(layer, WindowedLayer)]
 
     def list_map_layers(self) -> dict[str, nn.Module]:
-        """List by name the layers whose outputs are inner feature maps, which features can be taken from."""
-        return dict(self.named_children())
+        """List by name the layers whose outputs are inner feature maps, which features can be taken from.
+
+        These are its children; of a backbone that has one child alone, another network, those of this child.
+        """
+        layers = dict(self.named_children())
+        inner = dict(next(iter(layers.values())).named_children()) if len(layers) == 1 else {}
+        return inner or layers
 
     @property
     def channels(self) -> int:

@@ -5,7 +5,6 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -18,13 +17,13 @@ from spp_cls.cli.schema import key
 from spp_cls.cli.targets import import_plugins
 from spp_cls.cli.terminal import format_table
 from spp_cls.data.loading.workers import count_workers
-from spp_cls.models.checkpoint import describe_training_sizes, load_checkpoint, load_net
-from spp_cls.models.net import SPPNet, create_net
+from spp_cls.models.net import SPPNet
 from spp_cls.transfer.datasets import TransferData, open_transfer_data
 from spp_cls.transfer.experiment import DrawResult, choose_sides, train_and_test
-from spp_cls.transfer.extraction import extract_features, hash_net, open_store
+from spp_cls.transfer.extraction import extract_features, open_store
 from spp_cls.transfer.layers import VIEWS, Feature, choose_features
-from spp_cls.transfer.rows import NetFacts, TransferRow, append_rows, make_row, write_classes, write_predictions
+from spp_cls.transfer.nets import NetFacts, build_named_net, open_net
+from spp_cls.transfer.rows import TransferRow, append_rows, make_row, write_classes, write_predictions
 from spp_cls.transfer.svm import Solver, check_scikit_learn
 from spp_cls.transfer.tables import RESULT_HEADER, describe_row
 
@@ -39,8 +38,13 @@ EXAMPLE = (
 class Options:
     """The keys of this command."""
 
-    ckpt: str = key(help="a checkpoint written by train.py, or an exported folder")
+    ckpt: str | None = key(None, help="a checkpoint written by train.py, or an exported folder")
     untrained: bool = key(False, help="take new weights instead of the checkpoint's, of `seed`: what training brought")
+    name: str | None = key(
+        None, name="model.name", help="instead of ckpt: a network of build_net, such as timm/resnet50"
+    )
+    pooling: str = key("spp", name="model.pooling", help="its pooling")
+    pretrained: bool = key(False, name="model.pretrained", help="published weights, which only networks of timm have")
     plugins: tuple[str, ...] = key((), help="modules to import first, which register backbones of your own")
     data: str = key(help="caltech101, voc2007, imagefolder, or any other data of train.py")
     root: str = key(name="data.root", help="folder of the data set, as it is shipped")
@@ -80,7 +84,14 @@ def main(arguments: Sequence[str]) -> None:
     options = parse_keys(Options, arguments, USAGE, EXAMPLE)
     check_scikit_learn()
     import_plugins(options.plugins)
-    net, facts = open_net(options.ckpt, options.untrained, options.seed)
+    if options.ckpt and options.name is None:
+        net, facts = open_net(options.ckpt, options.untrained, options.seed)
+    elif options.name and options.ckpt is None:
+        net, facts = build_named_net(options.name, options.pooling, options.pretrained, options.seed)
+    else:
+        raise UserError(
+            "give a network: ckpt=PATH, or model.name=NAME, such as timm/resnet50 with model.pretrained=true"
+        )
     features, without_length = choose_features(net, options.layer, options.view, options.side)
     data = open_transfer_data(options.data, options.root, options.draws, options.train, options.test, options.seed)
     with convert_lightning_errors("trainer"):
@@ -106,30 +117,6 @@ def main(arguments: Sequence[str]) -> None:
             write_predictions(data, results, options.predictions)
         print(format_table(RESULT_HEADER, [describe_row(asdict(row), options.results) for row in rows]))
         print(json.dumps({"rows": [asdict(row) for row in rows]}))
-
-
-def open_net(path: str, untrained: bool = False, seed: int = 0) -> tuple[SPPNet, NetFacts]:
-    """Open a network in evaluation mode, and say what a row says about it; `untrained` gives it new weights.
-
-    Raises:
-        UserError: if there is no such file, or it is not of this package.
-    """
-    net = load_net(path)
-    sizes, epochs = "", None
-    if not Path(path).is_dir() and not untrained and Path(path).name != "model.safetensors":
-        checkpoint = load_checkpoint(path)
-        sizes, epochs = describe_training_sizes(checkpoint), checkpoint["epoch"] + 1
-    if untrained:
-        torch.manual_seed(seed)
-        net, epochs = create_net(net.config).eval(), 0
-    if net.config.in_chans != 3:
-        raise UserError(f"the network has {net.config.in_chans} input channels; transfer is for RGB images")
-    config = net.config
-    levels = " ".join(map(str, getattr(net.pool, "levels", ())))
-    facts = NetFacts(
-        config.name, config.pooling, levels, config.width, sizes, config.input_size, epochs, path, hash_net(net)
-    )
-    return net, facts
 
 
 def run(

@@ -91,6 +91,9 @@ def compute_layers(net: SPPNet, images: Tensor, layers: Collection[str]) -> dict
 
     Every layer is computed once. Maps are flattened, channel first; convolutions of the paper's networks and hidden fc
     layers are taken after ReLU.
+
+    Raises:
+        UserError: if a layer is not used, or gives no map.
     """
     device = next(net.parameters()).device
     inputs = normalize(images.to(device, non_blocking=True), net.config.mean, net.config.std)
@@ -104,6 +107,8 @@ def compute_layers(net: SPPNet, images: Tensor, layers: Collection[str]) -> dict
         if deeper := [layer for layer in layers if layer in ("pool", *net.head.layer_names)]:
             pooled = net.pool(maps)
             outputs |= {"pool": pooled, **net.head.forward_layers(pooled, [each for each in deeper if each != "pool"])}
+    if unused := [layer for layer in layers if layer not in outputs]:
+        raise UserError(f"the network computes its last map without {unused[0]}; choose another layer")
     return {layer: outputs[layer] for layer in layers}
 
 
@@ -114,7 +119,9 @@ def _collect_maps(net: SPPNet, layers: Collection[str]) -> Iterator[dict[str, Te
     known = net.backbone.list_map_layers()
 
     def keep(layer: str, module: nn.Module) -> torch.utils.hooks.RemovableHandle:
-        def copy(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        def copy(_module: nn.Module, _inputs: object, output: object) -> None:
+            if not isinstance(output, Tensor):
+                raise UserError(f"{layer} gives a {type(output).__name__}, no map; choose another layer")
             # The next layer may work in place.
             outputs[layer] = output.flatten(1).clone()
 

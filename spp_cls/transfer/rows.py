@@ -16,21 +16,7 @@ from spp_cls.cli.files import replace_atomically
 from spp_cls.evaluation.rows import describe_hardware
 from spp_cls.transfer.datasets import TransferData
 from spp_cls.transfer.experiment import DrawResult, list_best_classes
-
-
-@dataclass(frozen=True)
-class NetFacts:
-    """What a row says about the network. `sizes` and `epochs` are those of its training, where the file has them."""
-
-    net: str
-    pooling: str
-    levels: str
-    width: float
-    sizes: str
-    input_size: int
-    epochs: int | None
-    checkpoint: str
-    network_sha256: str
+from spp_cls.transfer.nets import NetFacts
 
 
 @dataclass(frozen=True)

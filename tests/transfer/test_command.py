@@ -180,6 +180,7 @@ def test_new_weights_an_exported_folder_and_an_image_folder(folder: Path, tool: 
         (("layers=pool",), "error: there is no key layers; did you mean layer?"),
         (("out=net.ckpt/t.csv",), "error: cannot write net.ckpt/t.csv: "),
         (("trainer.devices=0",), "error: trainer: "),
+        (("model.name=zf5",), "error: give a network: ckpt=PATH, or model.name=NAME"),
     ],
 )
 def test_mistakes(keys: tuple[str, ...], message: str, folder: Path, tool: Tool) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 import spp_cls
@@ -260,3 +260,35 @@ class TestChoice:
         levels = ["level:6", "level:3", "level:2", "level:1"]
         maps = [f"maps:conv{number}" for number in range(1, 6)]
         assert list_layers(net) == [*maps, "map", *levels, "pool", "hidden1", "hidden2", "logits"]
+
+
+class Wrapper(spp_cls.Backbone):
+    """A backbone around another network, as one of timm's is."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.model = nn.ModuleDict(
+            {
+                "stem": nn.Conv2d(3, 4, 3, 2),
+                "stages": nn.Conv2d(4, 6, 3, 2),
+                "act": nn.ReLU(inplace=True),
+                "fc": nn.Linear(2, 2),
+            }
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.model["act"](self.model["stages"](self.model["stem"](images)))
+
+
+def test_layers_of_a_network_inside_a_backbone() -> None:
+    backbone, pool = Wrapper(), spp_cls.SpatialPyramidPool((2,))
+    net = spp_cls.SPPNet(backbone, pool, spp_cls.Head(6 * pool.bins, (), 2)).eval()
+    assert list_layers(net)[:5] == ["maps:stem", "maps:stages", "maps:act", "maps:fc", "map"]
+    images = torch.randint(256, (2, 3, 31, 33), dtype=torch.uint8)
+    found = compute_layers(net, images, ["maps:stages", "maps:act", "pool", "logits"])
+    # Before the ReLU, which works in place, and after it.
+    assert found["maps:stages"].min() < 0
+    assert torch.equal(found["maps:stages"].relu(), found["maps:act"])
+    assert found["logits"].shape == (2, 2)
+    with pytest.raises(UserError, match="computes its last map without maps:fc"):
+        compute_layers(net, images, ["maps:fc"])
