@@ -24,7 +24,7 @@ from spp_cls.cli.errors import end_in_one_line
 from spp_cls.cli.schema import key
 from spp_cls.data.sources import ImageSource
 from spp_cls.data.sources.files import open_class_folders
-from spp_cls.transfer.extraction import extract_features, open_store
+from spp_cls.transfer.extraction import create_store, extract_features
 from spp_cls.transfer.layers import VIEWS, Feature, choose_features
 
 LAYERS = ("maps:conv4", "maps:conv5", "level:6", "pool", "hidden1", "hidden2")
@@ -75,7 +75,7 @@ def compare_passes(net: SPPNet, source: ImageSource, sides: Sequence[int], repea
 
     def extract(chosen: Sequence[Feature]) -> None:
         with tempfile.TemporaryDirectory(dir=root) as folder:
-            extract_features(net, source, chosen, open_store(net, source, folder), progress=False)
+            extract_features(net, source, chosen, create_store(net, source, chosen, folder), progress=False)
 
     def extract_apart() -> None:
         for feature in features:
@@ -98,7 +98,8 @@ def measure(root: Path, count: int, width: float, sides: Sequence[int]) -> int:
     net, source = create_net(width), open_images(root)
     features, _ = choose_features(net, LAYERS, VIEWS, sides)
     with tempfile.TemporaryDirectory(dir=root) as folder:
-        assert extract_features(net, source, features, open_store(net, source, folder), progress=False) == count
+        store = create_store(net, source, features, folder)
+        assert extract_features(net, source, features, store, progress=False) == count
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 

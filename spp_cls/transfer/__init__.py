@@ -5,8 +5,8 @@ In: a network, a data set, layers, views and sides. Out: accuracy (Caltech-101, 
 Start with __main__.py; extraction.py goes through the images once, experiment.py trains and tests on what it wrote.
 """
 
-from spp_cls.transfer.extraction import extract_features
+from spp_cls.transfer.extraction import create_store, extract_features
 from spp_cls.transfer.layers import Feature, compute_layers
 from spp_cls.transfer.metrics import compute_11_point_precision
 
-__all__ = ["Feature", "compute_11_point_precision", "compute_layers", "extract_features"]
+__all__ = ["Feature", "compute_11_point_precision", "compute_layers", "create_store", "extract_features"]

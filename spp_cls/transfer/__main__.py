@@ -9,10 +9,11 @@ from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 
-from spp_cls.cli.arguments import parse_keys
+from spp_cls.cli.arguments import parse_keys, run_tool
 from spp_cls.cli.command import convert_lightning_errors
-from spp_cls.cli.errors import UserError, end_in_one_line
+from spp_cls.cli.errors import UserError
 from spp_cls.cli.schema import key
 from spp_cls.cli.targets import import_plugins
 from spp_cls.cli.terminal import format_table
@@ -20,10 +21,11 @@ from spp_cls.data.loading.workers import count_workers
 from spp_cls.models.net import SPPNet
 from spp_cls.transfer.datasets import TransferData, open_transfer_data
 from spp_cls.transfer.experiment import DrawResult, choose_sides, train_and_test
-from spp_cls.transfer.extraction import extract_features, open_store
+from spp_cls.transfer.extraction import create_store, extract_features, open_store
 from spp_cls.transfer.layers import VIEWS, Feature, choose_features
 from spp_cls.transfer.nets import NetFacts, build_named_net, open_net
 from spp_cls.transfer.rows import TransferRow, append_rows, make_row, write_classes, write_predictions
+from spp_cls.transfer.store import FeatureStore
 from spp_cls.transfer.svm import Solver, check_scikit_learn
 from spp_cls.transfer.tables import RESULT_HEADER, describe_row
 
@@ -50,6 +52,9 @@ class Options:
     root: str = key(name="data.root", help="folder of the data set, as it is shipped")
     num_workers: Literal["auto"] | int = key(
         "auto", name="data.num_workers", least=0, most=1024, help="processes that read images, for each process"
+    )
+    timeout: float = key(
+        600, name="data.timeout", least=0, help="seconds that a batch may take to be read; 0: any time"
     )
     layer: tuple[str, ...] = key(
         ("level:6", "pool", "hidden1", "hidden2"),
@@ -99,15 +104,20 @@ def main(arguments: Sequence[str]) -> None:
             accelerator=options.accelerator, devices=options.devices, num_nodes=options.num_nodes,
             precision=options.precision,  # type: ignore[arg-type]
         )  # fmt: skip
+    folder = options.features or f"features/{data.name}-{facts.network_sha256[:12]}"
+    # Known from the environment alone; processes that are yet to be started have none of their own.
+    if getattr(rank_zero_only, "rank", 0) == 0:
+        # Better to find what cannot be written before the work, and before there are other processes.
+        if options.out:
+            append_rows([], options.out)
+        create_store(net, data.source, features, folder, options.precision)
     fabric.launch()
     fabric.to_device(net.to(memory_format=torch.channels_last))
+    store = open_store(net, data.source, folder, options.precision)
     if fabric.is_global_zero:
-        if options.out:
-            # Better to find a file that cannot be written before the work than after it.
-            append_rows([], options.out)
         for feature in without_length:
             print(f"left out: {feature}, as maps of whole images have no fixed length; level:6 and pool have")
-    rows, results = run(net, facts, data, features, options, fabric)
+    rows, results = run(net, facts, data, features, store, options, fabric)
     if fabric.is_global_zero:
         if options.out:
             append_rows(rows, options.out)
@@ -120,14 +130,18 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def run(
-    net: SPPNet, facts: NetFacts, data: TransferData, features: Sequence[Feature], options: Options, fabric: Fabric
+    net: SPPNet,
+    facts: NetFacts,
+    data: TransferData,
+    features: Sequence[Feature],
+    store: FeatureStore,
+    options: Options,
+    fabric: Fabric,
 ) -> tuple[list[TransferRow], list[DrawResult]]:
     """Compute the features that are missing, train and test; return the rows, and the results of each draw."""
     start = time.perf_counter()
-    folder = options.features or f"features/{data.name}-{facts.network_sha256[:12]}"
-    store = open_store(net, data.source, folder, options.precision)
     workers = count_workers(options.num_workers, fabric.world_size // options.num_nodes)
-    extract_features(net, data.source, features, store, fabric, options.max_pixels, workers)
+    extract_features(net, data.source, features, store, fabric, options.max_pixels, workers, options.timeout)
     results = train_and_test(
         data, store, features, options.C, options.svm, options.choose_side, bool(options.predictions), fabric
     )
@@ -157,4 +171,4 @@ def run(
 
 
 if __name__ == "__main__":
-    end_in_one_line(lambda: main(sys.argv[1:]))
+    run_tool(main, sys.argv[1:])

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from spp_cls.cli.errors import UserError
 from spp_cls.data.sources import ImageSource, open_source
 from spp_cls.data.sources.files import ImageFiles, open_class_folders
+from spp_cls.data.sources.identity import name_source
 from spp_cls.data.sources.listing import list_class_folders
 from spp_cls.data.transforms.randomness import Purpose, create_generator
 from spp_cls.transfer.joined import JoinedImages
@@ -183,5 +184,5 @@ def _open_other(kind: str, root: str | Path, seed: int) -> TransferData:
     ]
     validation = np.sort(np.concatenate(validating))
     split = Split(train, test, np.setdiff1d(train, validation), validation)
-    name = Path(root).absolute().name if kind == "imagefolder" else kind
+    name = name_source(kind, root, parts[0])
     return TransferData(name, source, make_targets(labels, len(source.class_names)), (split,))

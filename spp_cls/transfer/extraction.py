@@ -43,8 +43,21 @@ def hash_names(source: ImageSource) -> str:
     return digest.hexdigest()
 
 
+def create_store(
+    net: SPPNet, source: ImageSource, features: Sequence[Feature], folder: str | Path, precision: str = "32-true"
+) -> FeatureStore:
+    """Make the files for features of a network for the images of a source in a folder, as far as they are not there.
+
+    Raises:
+        UserError: if the folder has features of another network, data set or version, or the disk has no space.
+    """
+    store = open_store(net, source, folder, precision)
+    store.create(measure_lengths(net, features))
+    return store
+
+
 def open_store(net: SPPNet, source: ImageSource, folder: str | Path, precision: str = "32-true") -> FeatureStore:
-    """Open a folder for the features of a network for the images of a source."""
+    """Open a folder that create_store has made, in another process."""
     identity = {
         "network": hash_net(net), "data": hash_names(source), "precision": precision, "spp_cls": version("spp_cls"),
     }  # fmt: skip
@@ -67,21 +80,23 @@ def extract_features(
     fabric: Fabric | None = None,
     max_pixels: int | None = None,
     num_workers: int = 0,
+    timeout: float = 0,
     progress: bool = True,
 ) -> int:
-    """Write the features of all images that the store does not have; return how many images were read.
+    """Write the features of all images that the store lacks; return how many images were read.
+
+    create_store has made the files of `features`, in one of the processes.
 
     The images are divided among the processes of the fabric without padding. On a CPU each image goes through the
     network alone: its features are, bit for bit, those of the network on this image, for any number of processes.
 
     Raises:
-        UserError: if the store is of another network or data set, or cannot be written.
+        UserError: if the store cannot be written, or workers take longer than `timeout` seconds for a batch.
         UndecodableImageError: if an image is damaged.
     """
     rank, world_size = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
-    if rank == 0:
-        store.create(measure_lengths(net, features))
     if fabric:
+        # create_store has run in one of the processes.
         fabric.barrier()
     unfinished, images = store.list_unfinished(features)
     if fabric:
@@ -100,7 +115,7 @@ def extract_features(
     store.open_for_writing(unfinished)
     try:
         with bar:
-            for batch in load_cuts(source, local, list(layers), net.config.input_size, pixels, num_workers):
+            for batch in load_cuts(source, local, list(layers), net.config.input_size, pixels, num_workers, timeout):
                 values: dict[Feature, np.ndarray] = {}
                 for cut, members in layers.items():
                     with fabric.autocast() if fabric else nullcontext():

@@ -8,8 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from spp_cls.cli.arguments import parse_keys
-from spp_cls.cli.errors import end_in_one_line
+from spp_cls.cli.arguments import parse_keys, run_tool
 from spp_cls.cli.schema import key
 from spp_cls.cli.terminal import Table, format_as
 from spp_cls.evaluation.protocols import REFERENCE_SIDE
@@ -195,4 +194,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    end_in_one_line(lambda: main(sys.argv[1:]))
+    run_tool(main, sys.argv[1:])

@@ -19,8 +19,8 @@ from spp_cls.data.sources import ImageSource
 from spp_cls.data.transforms.crops import CENTRE, crop_at, resize, warp
 from spp_cls.transfer import extraction
 from spp_cls.transfer.datasets import open_transfer_data
-from spp_cls.transfer.extraction import extract_features, open_store
-from spp_cls.transfer.layers import Feature, choose_features, compute_layers, list_layers, measure_lengths
+from spp_cls.transfer.extraction import create_store, extract_features
+from spp_cls.transfer.layers import Feature, choose_features, compute_layers, list_layers
 from spp_cls.transfer.store import FeatureStore
 from tests.transfer.data import write_caltech
 
@@ -76,7 +76,7 @@ def run_alone(net: spp_cls.SPPNet, pixels: np.ndarray, feature: Feature) -> Tens
 
 
 def extract(net: spp_cls.SPPNet, source: ImageSource, features: list[Feature], folder: Path) -> FeatureStore:
-    store = open_store(net, source, folder)
+    store = create_store(net, source, features, folder)
     extract_features(net, source, features, store, progress=False)
     return store
 
@@ -129,7 +129,7 @@ def test_in_batches_features_are_the_same_within_rounding(
 ) -> None:
     features, _ = choose_features(net, LAYERS, VIEWS, SIDES)
     alone = extract(net, source, features, tmp_path / "alone")
-    batched = open_store(net, source, tmp_path / "batched")
+    batched = create_store(net, source, features, tmp_path / "batched")
     extract_features(net, source, features, batched, max_pixels=100_000, progress=False)
     for feature in features:
         expected = alone.read(feature)
@@ -212,8 +212,7 @@ def test_a_full_disk(net: spp_cls.SPPNet, source: ImageSource, tmp_path: Path, m
         patch.setattr(shutil, "disk_usage", lambda _: usage)
         with pytest.raises(UserError, match=r"the features take 0.0 GB and .* has 0.0 GB left; take fewer layers"):
             extract(net, source, features, tmp_path / "early")
-    store = open_store(net, source, tmp_path / "late")
-    store.create(measure_lengths(net, features))
+    store = create_store(net, source, features, tmp_path / "late")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
     try:
