@@ -6,7 +6,6 @@ import sys
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext, suppress
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,7 @@ from tqdm import tqdm
 from spp_cls.cli.errors import UserError
 from spp_cls.data.sources import ImageSource
 from spp_cls.evaluation.images import Cut, load_cuts
+from spp_cls.evaluation.rows import find_version
 from spp_cls.models.checkpoint import convert_config_to_dict
 from spp_cls.models.net import SPPNet
 from spp_cls.transfer.layers import Feature, compute_layers, measure_lengths
@@ -59,7 +59,7 @@ def create_store(
 def open_store(net: SPPNet, source: ImageSource, folder: str | Path, precision: str = "32-true") -> FeatureStore:
     """Open a folder that create_store has made, in another process."""
     identity = {
-        "network": hash_net(net), "data": hash_names(source), "precision": precision, "spp_cls": version("spp_cls"),
+        "network": hash_net(net), "data": hash_names(source), "precision": precision, "spp_cls": find_version(),
     }  # fmt: skip
     return FeatureStore(folder, identity, len(source))
 

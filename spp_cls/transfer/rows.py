@@ -4,7 +4,6 @@ import csv
 import platform
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.files import replace_atomically
-from spp_cls.evaluation.rows import describe_hardware
+from spp_cls.evaluation.rows import describe_hardware, find_version
 from spp_cls.transfer.datasets import TransferData
 from spp_cls.transfer.experiment import DrawResult, list_best_classes
 from spp_cls.transfer.nets import NetFacts
@@ -82,7 +81,7 @@ def make_row(
         map_exact=_mean(exact),
         validation=_mean(reached),
         by_draw=" ".join(f"{value:.4f}" for value in main),
-        spp_cls=version("spp_cls"),
+        spp_cls=find_version(),
         torch=torch.__version__,
         python=platform.python_version(),
         hardware=describe_hardware(),
