@@ -63,7 +63,9 @@ def cut_image(
     pixels: Pixels, cuts: Collection[Cut], input_size: int, interpolation: str = "bilinear"
 ) -> dict[Cut, Pixels]:
     """Make the cuts of one decoded image, H x W x 3."""
-    resized = {side: resize(pixels, side, interpolation) for side in {cut.min_side for cut in cuts if not cut.is_warped}}
+    resized = {
+        side: resize(pixels, side, interpolation) for side in {cut.min_side for cut in cuts if not cut.is_warped}
+    }
 
     def make(cut: Cut) -> Pixels:
         if cut.is_warped:

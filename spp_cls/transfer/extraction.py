@@ -107,6 +107,7 @@ def extract_features(
         layers.setdefault(feature.cut, []).append(feature)
     local = images[rank::world_size].tolist()
     pixels = get_max_pixels(next(net.parameters()).device, max_pixels)
+    side, interpolation = net.config.input_size, net.config.interpolation
     bar = tqdm(
         total=len(local), unit=" images", desc="Features", disable=not progress or rank > 0 or not len(images),
         dynamic_ncols=True, file=sys.stdout,
@@ -115,7 +116,7 @@ def extract_features(
     store.open_for_writing(unfinished)
     try:
         with bar:
-            for batch in load_cuts(source, local, list(layers), net.config.input_size, pixels, num_workers, timeout):
+            for batch in load_cuts(source, local, list(layers), side, interpolation, pixels, num_workers, timeout):
                 values: dict[Feature, np.ndarray] = {}
                 for cut, members in layers.items():
                     with fabric.autocast() if fabric else nullcontext():
