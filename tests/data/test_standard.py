@@ -175,6 +175,27 @@ def test_the_images_are_the_same_for_any_number_of_workers(shared_image_folder: 
         assert all(torch.equal(a, b) for a, b in zip(ours[:5], theirs[:5], strict=True))
 
 
+def test_whole_images_keep_their_shape() -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    flipped = StandardAugmentation(flip=1.0).augment_whole(pixels, np.random.default_rng(1))
+    assert np.array_equal(flipped, pixels[:, ::-1])
+    # The policy is that of timm, at the shorter side.
+    strong = StrongAugmentation(flip=0.0, erase=0.0).augment_whole(pixels, np.random.default_rng(1))
+    policy = rand_augment_transform(
+        "rand-m9-n2-mstd0.5000-inc1", {"translate_const": int(0.45 * 40), "img_mean": (124, 116, 104)}
+    )
+    with seed_libraries(np.random.default_rng(1)):
+        # The flip draws a number before.
+        torch.rand(1)
+        assert np.array_equal(strong, np.array(policy(Image.fromarray(pixels))))
+    erased = StrongAugmentation(flip=0.0, policy="none", erase=1.0).augment_whole(pixels, np.random.default_rng(1))
+    changed = (erased != pixels).any(-1)
+    rows, columns = np.flatnonzero(changed.any(1)), np.flatnonzero(changed.any(0))
+    # One box: 2 to 40 % of the area.
+    assert 0.02 * 0.9 < np.ptp(rows) * np.ptp(columns) / changed.size < 0.4
+    assert changed.mean() == pytest.approx((np.ptp(rows) + 1) * (np.ptp(columns) + 1) / changed.size, rel=0.01)
+
+
 class TestMixing:
     images = torch.rand(6, 3, 12, 20).to(memory_format=torch.channels_last)
     labels = torch.tensor([0, 1, 2, 2, 1, 0])

@@ -165,7 +165,7 @@ def assert_views_equal_reference(
 ) -> None:
     seen = 0
     with torch.inference_mode():
-        for batch in load_views(source, chosen, views, net.config.input_size, 8_000_000, 0):
+        for batch in load_views(source, chosen, views, net.config.input_size, "bilinear", 8_000_000, 0):
             found = view_features(net, batch.images, views)
             assert found.keys() == views
             for row, index in enumerate(batch.indices.tolist()):

@@ -166,4 +166,4 @@ def test_a_read_that_hangs_ends() -> None:
     with pytest.raises(UserError, match=message):
         group_by_shape(source, range(4), cuts, 64, 10**6, num_workers=1, timeout=1)
     with pytest.raises(UserError, match=message):
-        next(load_views(source, [0], PROTOCOLS["full1"].views, 64, 10**6, num_workers=1, timeout=1))
+        next(load_views(source, [0], PROTOCOLS["full1"].views, 64, "bilinear", 10**6, num_workers=1, timeout=1))

@@ -33,7 +33,8 @@ _FILL, _SHIFT = tuple(map(round, IMAGENET_MEAN)), 0.45
 class StandardAugmentation(ImageAugmentation):
     """A random part of the image, resized to the crop, and a flip: torchvision's RandomResizedCrop.
 
-    `scale` is the least and largest share of the area, `ratio` the least and largest width through height.
+    Of whole images (shape=natural) there is no part to take: they are flipped. `scale` is the least and largest share
+    of the area, `ratio` the least and largest width through height.
 
     Raises:
         UserError: if a field has a value of another type or range.
@@ -43,6 +44,8 @@ class StandardAugmentation(ImageAugmentation):
     ratio: tuple[float, ...] = key((3 / 4, 4 / 3), above=0)
     flip: float = key(0.5, least=0, most=1)
     interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+
+    takes_whole_images = True
 
     def __post_init__(self) -> None:
         for name in ("scale", "ratio"):
@@ -58,10 +61,19 @@ class StandardAugmentation(ImageAugmentation):
         """Return the transform of an image to side x side pixels; the generators of libraries are seeded for it."""
         return _crop_and_flip(self, side)
 
+    def create_whole_transform(self, side: int) -> Callable[[Image.Image], Image.Image]:
+        """Return the transform of a whole image, whose shorter side is `side`, that keeps its shape."""
+        return v2.RandomHorizontalFlip(self.flip)
+
     def augment(self, pixels: Pixels, side: int, random: np.random.Generator) -> Pixels:
         """Transform an image with nothing random but `random`."""
         with seed_libraries(random):
             return np.array(self.create_transform(side)(Image.fromarray(pixels)))
+
+    def augment_whole(self, pixels: Pixels, random: np.random.Generator) -> Pixels:
+        """Transform a whole image with nothing random but `random`."""
+        with seed_libraries(random):
+            return np.array(self.create_whole_transform(min(pixels.shape[:2]))(Image.fromarray(pixels)))
 
     def min_side(self, side: int) -> int:
         """Return the min side at which the smallest part of an image still has `side` pixels in each direction."""
@@ -91,12 +103,23 @@ class StrongAugmentation(StandardAugmentation):
         crop, policy = super().create_transform(side), _create_policy(self, side)
         return lambda image: policy(crop(image))
 
+    def create_whole_transform(self, side: int) -> Callable[[Image.Image], Image.Image]:
+        """Return the transform of a whole image, but for the box."""
+        flip, policy = super().create_whole_transform(side), _create_policy(self, side)
+        return lambda image: policy(flip(image))
+
     def augment(self, pixels: Pixels, side: int, random: np.random.Generator) -> Pixels:
         """Transform an image with nothing random but `random`."""
-        augmented = super().augment(pixels, side, random)
+        return self._erase(super().augment(pixels, side, random), random)
+
+    def augment_whole(self, pixels: Pixels, random: np.random.Generator) -> Pixels:
+        """Transform a whole image with nothing random but `random`."""
+        return self._erase(super().augment_whole(pixels, random), random)
+
+    def _erase(self, pixels: Pixels, random: np.random.Generator) -> Pixels:
         if random.random() < self.erase:
-            erase_box(augmented, random)
-        return augmented
+            erase_box(pixels, random)
+        return pixels
 
 
 @dataclass(frozen=True)
