@@ -21,8 +21,8 @@ from spp_cls.training.loggers import create_loggers
 from spp_cls.training.losses import Loss, create_loss
 from spp_cls.training.norms import SyncBatchNorms
 from spp_cls.training.optimization import OptimizerFactory, check_optimizer, create_factory
-from spp_cls.training.run_folder import check_names, read_step
-from spp_cls.training.run_summary import collect_result, describe_run, summarise_run
+from spp_cls.training.run.folder import check_names, read_step
+from spp_cls.training.run.summary import collect_result, describe_run, summarise_run
 from spp_cls.training.schedules import Schedule, create_schedule
 
 CONFIG_DIR = Path(__file__).parent.resolve() / "conf"

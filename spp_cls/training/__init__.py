@@ -7,14 +7,14 @@ Start with module.py, the step; the callbacks in create_callbacks do the rest, a
 from pytorch_lightning.callbacks import Callback
 
 from spp_cls.training.acceleration import Compilation
-from spp_cls.training.checkpointing import AtomicCheckpoints, Checkpointing
 from spp_cls.training.loggers import create_loggers
 from spp_cls.training.logging import EpochMetrics, FilterPictures, StepLoss
 from spp_cls.training.losses import BinaryCrossEntropy, CrossEntropy
 from spp_cls.training.module import LitClassifier
 from spp_cls.training.norms import SyncBatchNorms, WeightAverage
 from spp_cls.training.progress import ProgressBar
-from spp_cls.training.run_folder import RunFolder
+from spp_cls.training.run.checkpointing import AtomicCheckpoints, Checkpointing
+from spp_cls.training.run.folder import RunFolder
 from spp_cls.training.schedules import Cosine, LearningRate, Linear, Milestones, Plateau, Progress, Schedule
 
 __all__ = [

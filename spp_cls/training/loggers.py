@@ -16,7 +16,7 @@ from spp_cls.cli.errors import UserError, shorten
 from spp_cls.cli.files import replace_atomically
 from spp_cls.cli.reading import check_regular
 from spp_cls.cli.targets import bind_target, call_bound
-from spp_cls.training.overwriting import Overwriting
+from spp_cls.training.run.overwriting import Overwriting
 
 TENSORBOARD_FOLDER, WANDB_FOLDER, MLFLOW_FOLDER = "tensorboard", "wandb", "mlflow"
 CSV_FILE = Path("csv", "metrics.csv")

@@ -13,7 +13,7 @@ from spp_cls.evaluation.rows import read_csv
 from spp_cls.evaluation.tables import build_measured_table, build_paper_tables, read_results
 from spp_cls.models.checkpoint import load_net
 from spp_cls.training.loggers import CSVLogger
-from spp_cls.training.run_folder import RunFolder
+from spp_cls.training.run.folder import RunFolder
 from tests.fuzz.damage import DEEP, Files, Random, damage_bytes, damage_plain
 
 # config.yaml of a run.

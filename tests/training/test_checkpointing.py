@@ -11,7 +11,7 @@ import torch
 
 from spp_cls.models.checkpoint import load_checkpoint
 from spp_cls.training import checkpointing
-from spp_cls.training.checkpointing import AtomicCheckpoints
+from spp_cls.training.run.checkpointing import AtomicCheckpoints
 from tests.conftest import Command, error_of
 
 RUN = (

@@ -15,7 +15,7 @@ import pytest
 from spp_cls import UserError
 from spp_cls.models.checkpoint import load_checkpoint
 from spp_cls.training import overwriting
-from spp_cls.training.overwriting import Overwriting
+from spp_cls.training.run.overwriting import Overwriting
 from tests.conftest import Command, error_of
 from tests.training.test_checkpointing import RUN
 from tests.training.test_resume import Runs, runs  # noqa: F401 (a fixture)

@@ -52,7 +52,7 @@ KINDS[NORMS] = (
 
 STEP = "spp_cls.training.module:LitClassifier.training_step"
 VALIDATION = "spp_cls.training.module:LitClassifier.validation_step"
-WRITING = "spp_cls.training.checkpointing:_read_back"
+WRITING = "spp_cls.training.run.checkpointing:_read_back"
 LOGGING = "spp_cls.training.logging:EpochMetrics.on_train_epoch_end"
 
 Strike = tuple[str, int, int]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from spp_cls import UserError
-from spp_cls.training.run_folder import check_names
+from spp_cls.training.run.folder import check_names
 from tests.conftest import CLASSES, Command, error_of
 from tests.training.test_checkpointing import RUN
 

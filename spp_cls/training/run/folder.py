@@ -17,8 +17,8 @@ from spp_cls.data.datamodule import NUM_IMAGES_KEY, ImageNetDataModule
 from spp_cls.models.checkpoint import CONFIG_KEY, convert_config_to_dict, create_config_from_dict, load_checkpoint
 from spp_cls.models.net import NetConfig
 from spp_cls.training.loggers import CSV_FILE, MLFLOW_FOLDER, TENSORBOARD_FOLDER, WANDB_FOLDER
-from spp_cls.training.overwriting import Overwriting
-from spp_cls.training.run_lock import RunLock
+from spp_cls.training.run.lock import RunLock
+from spp_cls.training.run.overwriting import Overwriting
 
 # What the training of a network depends on; the other keys may change from one start of a run to the next.
 _TRAINING_KEYS = (

@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from spp_cls.data.datamodule import ImageNetDataModule
 from spp_cls.models.net import SPPNet
-from spp_cls.training.run_folder import RunFolder
+from spp_cls.training.run.folder import RunFolder
 
 
 def describe_run(folder: RunFolder, net: SPPNet, data: ImageNetDataModule) -> str:

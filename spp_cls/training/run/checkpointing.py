@@ -25,8 +25,8 @@ from spp_cls.cli.errors import UserError
 from spp_cls.cli.files import replace_atomically
 from spp_cls.training.module import LitClassifier
 from spp_cls.training.norms import average_buffers
-from spp_cls.training.run_folder import RunFolder
-from spp_cls.training.stop_signals import Preemption
+from spp_cls.training.run.folder import RunFolder
+from spp_cls.training.run.stop_signals import Preemption
 
 
 class AtomicCheckpoints(TorchCheckpointIO):
