@@ -1,8 +1,11 @@
 """Pooling: a feature map of any size, or a window of it, becomes a vector of one length."""
 
+import math
 from collections.abc import Sequence
+from functools import cache
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
@@ -91,8 +94,37 @@ def pool_windows(maps: Tensor, windows: Tensor, levels: Sequence[int]) -> Tensor
         values, rois = maps, windows.to(dtype=torch.float64)
     grids: dict[int, Tensor] = {}
     for n, finer in find_finer_levels(levels).items():
-        grids[n] = F.max_pool2d(grids[finer], finer // n) if finer else roi_pool(values, rois, n)
+        grids[n] = F.max_pool2d(grids[finer], finer // n) if finer else _pool_level(values, rois, n)
     return torch.cat([grids[n].flatten(1) for n in levels], dim=1).to(maps.dtype)
+
+
+def _pool_level(maps: Tensor, windows: Tensor, n: int) -> Tensor:
+    """Pool K windows of N x C x H x W maps into n x n bins: K x C x n x n."""
+    pooled = roi_pool(maps, windows, n)
+    if _has_exact_bins(max(maps.shape[-2:]), n):
+        return pooled
+    # A few bins of large windows begin or end a cell too early or too late.
+    for number, (image, x0, y0, x1, y1) in enumerate(windows.int().tolist()):
+        if not (_are_bins_exact(x1 - x0 + 1, n) and _are_bins_exact(y1 - y0 + 1, n)):
+            exact = F.adaptive_max_pool2d(maps[image : image + 1, :, y0 : y1 + 1, x0 : x1 + 1], n)
+            pooled = pooled.index_copy(0, torch.tensor([number], device=maps.device), exact)
+    return pooled
+
+
+@cache
+def _has_exact_bins(most: int, n: int) -> bool:
+    return all(_are_bins_exact(cells, n) for cells in range(1, most + 1))
+
+
+@cache
+def _are_bins_exact(cells: int, n: int) -> bool:
+    """Return whether roi_pool, which multiplies in float32, finds the borders of n bins along an axis."""
+    size = np.float32(cells) / np.float32(n)
+    return all(
+        math.floor(np.float32(i) * size) == i * cells // n
+        and math.ceil(np.float32(i + 1) * size) == -(-(i + 1) * cells // n)
+        for i in range(n)
+    )
 
 
 def find_finer_levels(levels: Sequence[int]) -> dict[int, int | None]:

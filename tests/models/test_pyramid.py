@@ -163,10 +163,11 @@ def test_windows_are_pooled_as_if_cut_out(levels: tuple[int, ...]) -> None:
 
 def test_bins_of_long_windows() -> None:
     # roi_pool computes its bins in float32; a ramp shows the last cell of each bin, its negative the first.
+    # There are cells before the window and behind it, which no bin may hold.
     for cells in range(1, 200):
-        ramp = torch.arange(cells, dtype=torch.float32).view(1, 1, 1, cells)
-        whole = torch.tensor([[0, 0, 0, cells - 1, 0]])
-        for n in (1, 2, 3, 4, 5, 6, 7, 8):
+        ramp = torch.arange(-1, cells + 1, dtype=torch.float32).view(1, 1, 1, cells + 2)
+        whole = torch.tensor([[0, 1, 0, cells, 0]])
+        for n in (*range(1, 9), 11, 13):
             last = pool_windows(ramp, whole, (n,)).view(n, n)[0]
             first = -pool_windows(-ramp, whole, (n,)).view(n, n)[0]
             found = list(zip(first.int().tolist(), (last.int() + 1).tolist(), strict=True))
