@@ -1,6 +1,7 @@
 """Small generated data for the tests."""
 
 import importlib
+import logging
 import os
 import runpy
 import subprocess
@@ -70,6 +71,7 @@ def run_here(patch: pytest.MonkeyPatch, folder: Path, script: str, *overrides: s
     """Run train.py or eval.py in a folder, but in this process; return the status."""
     patch.chdir(folder)
     patch.setattr(sys, "argv", [str(REPOSITORY / script), *overrides])
+    handlers = logging.root.handlers[:]
     with warnings.catch_warnings():
         # As in a process of its own: filters of the tests before are not in the way.
         warnings.resetwarnings()
@@ -78,6 +80,9 @@ def run_here(patch: pytest.MonkeyPatch, folder: Path, script: str, *overrides: s
             runpy.run_path(str(REPOSITORY / script), run_name="__main__")
         except SystemExit as leave:
             return int(leave.code or 0)
+        finally:
+            # Hydra's writes to a stream that the test closes.
+            logging.root.handlers = handlers
     return 0
 
 

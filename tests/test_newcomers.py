@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from spp_cls.evaluation import PROTOCOLS
 from tests.conftest import Command, Tool, error_of, write_checkpoint
 
 # What a user writes beside the package. CONTRIBUTING.md points here.
@@ -204,7 +205,7 @@ def test_a_backbone_through_every_protocol(tmp_path: Path, command: Command, too
         assert json.loads(predicted.stdout)["protocol"] == "full1", predicted.stderr
     with (tmp_path / "predictions.csv").open(newline="") as file:
         scores = [sum(float(row[f"score{i}"]) for i in (1, 2, 3)) for row in csv.DictReader(file)]
-    assert len(scores) == 7 * 9
+    assert len(scores) == len(PROTOCOLS) * 9
     assert np.allclose(scores, 1, atol=1e-5)
 
 

@@ -15,8 +15,8 @@ BUILD = runpy.run_path(str(REPOSITORY / "train.py"))["build"]
 REFUSED = {
     "sizes": ("null", "7", "many", "[]", "[64.5]", "[0]", "[100000]"),
     "model.levels": ("null", "7", "many", "[]", "[0]", "[100000]"),
-    "model.mean": ("null", "7", "grey", "[1,2]"),
-    "model.std": ("null", "0", "[1,1,0]"),
+    "model.mean": ("7", "grey", "[1,2]"),
+    "model.std": ("0", "[1,1,0]"),
     "model.drop_rate": ("2", "-0.1", "1.0"),
     "model.input_size": ("64.5", "0", "-3", "100000", "1e20"),
     "model.width": ("0", "-1", "1e20", "null"),

@@ -241,7 +241,7 @@ def test_the_largest_difference(logits: list[float], found: list[float], refused
         (["best.ckpt", "format=[onnx,keras]"], "format is safetensors, onnx, torch or a list of them, not keras"),
         (["best.ckpt", "format=[]"], "not empty"),
         (["best.ckpt", "formt=onnx"], "there is no key formt; did you mean format?"),
-        (["best.ckpt", "format=torch", "out=best.ckpt/x"], "cannot write best.ckpt"),
+        (["best.ckpt", "format=torch", "out=best.ckpt/x"], "cannot use best.ckpt"),
     ],
 )
 def test_mistakes(arguments: list[str], message: str, tmp_path: Path, tool: Tool) -> None:

@@ -131,7 +131,7 @@ def write_whole_files(folder: Path) -> None:
     cfg = {
         "seed": 0, "sizes": [64], "ema_decay": None, "data": {"kind": "demo", "batch_size": 8},
         "resume": True, "overwrite": False,
-        "trainer": {"gradient_clip_val": None, "accumulate_grad_batches": 1, "limit_train_batches": None},
+        "trainer": {"max_epochs": 100, "gradient_clip_val": None, "accumulate_grad_batches": 1, "limit_train_batches": None},
         "optimizer": {"kind": "sgd", "lr": 0.01}, "schedule": {"kind": "plateau"}, "augmentation": {"kind": "paper"},
     }  # fmt: skip
     for name in ("config.yaml", "as_started.yaml"):

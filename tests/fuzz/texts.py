@@ -9,9 +9,10 @@ from typing import Any
 import yaml
 from omegaconf import OmegaConf
 
+from spp_cls.data.datamodule import NUM_IMAGES_KEY, ImageNetDataModule
 from spp_cls.evaluation.rows import read_csv
 from spp_cls.evaluation.tables import build_measured_table, build_paper_tables, read_results
-from spp_cls.models.checkpoint import load_net
+from spp_cls.models.checkpoint import load_checkpoint, load_net
 from spp_cls.training.loggers import CSVLogger
 from spp_cls.training.run.folder import RunFolder
 from tests.fuzz.damage import DEEP, Files, Random, damage_bytes, damage_plain
@@ -43,7 +44,8 @@ def damage_config(files: Files, random: Random, code: str) -> Files:
 def open_config(folder: Path) -> str:
     cfg = OmegaConf.create(yaml.safe_load((folder / "as_started.yaml").read_bytes()))
     net = load_net(folder / "last.ckpt")
-    assert RunFolder(folder).find_checkpoint(net.config, cfg) == folder / "last.ckpt"
+    images = load_checkpoint(folder / "last.ckpt").get(ImageNetDataModule.__qualname__, {}).get(NUM_IMAGES_KEY, 1)
+    assert RunFolder(folder).find_checkpoint(net.config, cfg, images) == folder / "last.ckpt"
     return "resumes"
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from spp_cls.models.checkpoint import load_checkpoint
-from spp_cls.training import checkpointing
+from spp_cls.training.run import checkpointing
 from spp_cls.training.run.checkpointing import AtomicCheckpoints
 from tests.conftest import Command, error_of
 
@@ -103,17 +103,18 @@ def test_weights_that_are_not_finite_are_not_saved(image_folder: Path, tmp_path:
 def test_the_step_of_the_first_loss_that_is_not_finite_is_named(
     image_folder: Path, tmp_path: Path, command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from spp_cls.training import module
+    from spp_cls.training import losses
 
-    cross_entropy = module.F.cross_entropy
+    cross_entropy = losses.F.cross_entropy
     calls = 0
 
-    def fails_once(*arguments: Any, **keywords: Any) -> torch.Tensor:
+    def fails_once(logits: torch.Tensor, *arguments: Any, **keywords: Any) -> torch.Tensor:
         nonlocal calls
-        calls += 1
-        return cross_entropy(*arguments, **keywords) * (float("nan") if calls == 3 else 1)
+        # Before the run starts, the loss is tried on zeros.
+        calls += logits.requires_grad
+        return cross_entropy(logits, *arguments, **keywords) * (float("nan") if calls == 3 else 1)
 
-    monkeypatch.setattr(module.F, "cross_entropy", fails_once)
+    monkeypatch.setattr(losses.F, "cross_entropy", fails_once)
     line = error_of(command("train.py", *RUN, "data.batch_size=4", "checkpoint.every_steps=2"))
     # Seen only when the loss is next looked at, after the fourth.
     assert line.startswith("error: the loss of step 3 (epoch 0) is not finite")

@@ -14,7 +14,7 @@ import pytest
 
 from spp_cls import UserError
 from spp_cls.models.checkpoint import load_checkpoint
-from spp_cls.training import overwriting
+from spp_cls.training.run import overwriting
 from spp_cls.training.run.overwriting import Overwriting
 from tests.conftest import Command, error_of
 from tests.training.test_checkpointing import RUN

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from spp_cls import UserError
-from spp_cls.training import run_lock
+from spp_cls.training.run import lock as run_lock
 from spp_cls.training.run.lock import RunLock
 from tests.training.test_resume import STEP, Runs, runs  # noqa: F401 (a fixture)
 
