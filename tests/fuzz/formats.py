@@ -131,13 +131,15 @@ def write_whole_files(folder: Path) -> None:
     cfg = {
         "seed": 0, "sizes": [64], "ema_decay": None, "data": {"kind": "demo", "batch_size": 8},
         "resume": True, "overwrite": False,
-        "trainer": {"max_epochs": 100, "gradient_clip_val": None, "accumulate_grad_batches": 1, "limit_train_batches": None},
+        "trainer": {
+            "max_epochs": 100, "gradient_clip_val": None, "accumulate_grad_batches": 1, "limit_train_batches": None,
+        },
         "optimizer": {"kind": "sgd", "lr": 0.01}, "schedule": {"kind": "plateau"}, "augmentation": {"kind": "paper"},
     }  # fmt: skip
     for name in ("config.yaml", "as_started.yaml"):
         (folder / "config" / name).write_text(OmegaConf.to_yaml(OmegaConf.create(cfg)))
     (folder / "config/last.ckpt").write_bytes(save(content))
-    numbers = (int, float, float | None)
+    numbers = (int, float, int | None, float | None)
     cells = [str(number) if hint in numbers else "x" for number, hint in enumerate(get_type_hints(Row).values())]
     with (folder / "results/results.csv").open("w", newline="") as file:
         csv.writer(file).writerows([get_type_hints(Row), cells, cells])
