@@ -93,3 +93,10 @@ def test_links_lead_somewhere(guide: str) -> None:
 
 def test_the_readme_is_short() -> None:
     assert len((REPOSITORY / "README.md").read_text().splitlines()) < 200
+
+
+def test_the_command_for_table_2_in_miniature_names_every_cell() -> None:
+    (line,) = [line for line in find_commands("docs/results.md") if line.startswith("python train.py --multirun")]
+    named = line.split("experiment=")[1].split()[0].split(",")
+    files = (REPOSITORY / "conf/experiment/mini").glob("*.yaml")
+    assert sorted(named) == sorted(f"mini/{path.stem}" for path in files)
