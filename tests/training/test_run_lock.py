@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from spp_cls import UserError
+from spp_cls.cli.files import lock_file
 from spp_cls.training.run import lock as run_lock
 from spp_cls.training.run.lock import RunLock
 from tests.training.test_resume import STEP, Runs, runs  # noqa: F401 (a fixture)
@@ -49,6 +50,26 @@ def test_the_lock_goes_with_its_owner_and_not_with_what_it_forked(tmp_path: Path
         lock.release()
     finally:
         os.kill(worker, signal.SIGKILL)
+
+
+def test_the_owner_is_named_however_soon_it_is_asked_for(tmp_path: Path) -> None:
+    ready, tell = os.pipe()
+    if (owner := os.fork()) == 0:
+        with (tmp_path / ".lock").open("w") as file:
+            lock_file(file)
+            os.write(tell, b"locked")
+            time.sleep(0.3)
+            file.write("process 7 on a machine\n")
+            file.flush()
+            time.sleep(60)
+        os._exit(0)
+    try:
+        assert os.read(ready, 100) == b"locked"
+        with pytest.raises(UserError, match=r"\(process 7 on a machine\); wait for its end"):
+            RunLock(tmp_path).acquire()
+    finally:
+        os.kill(owner, signal.SIGKILL)
+        os.waitpid(owner, 0)
 
 
 def test_a_file_system_without_locks_is_a_warning(

@@ -4,6 +4,7 @@ import errno
 import logging
 import os
 import socket
+import time
 from pathlib import Path
 from typing import IO
 
@@ -11,6 +12,9 @@ from spp_cls.cli.errors import UserError
 from spp_cls.cli.files import lock_file
 
 _log = logging.getLogger(__name__)
+
+# The most that a refused run waits for the owner's name, which its message is better with.
+_SECONDS_TO_WRITE = 2
 
 
 class RunLock:
@@ -40,9 +44,9 @@ class RunLock:
         try:
             lock_file(file)
         except OSError as error:
-            owner = file.read(200).strip()
             if error.errno in (errno.EACCES, errno.EAGAIN):
-                file.close()
+                with file:
+                    owner = _read_owner(file)
                 raise UserError(
                     f"another run is training in {self.folder}{f' ({owner})' if owner else ''}; wait for its end, or "
                     "choose another name=..."
@@ -60,3 +64,12 @@ class RunLock:
         if self._file:
             self._file.close()
             self._file = None
+
+
+def _read_owner(file: IO[str]) -> str:
+    """Return what the owner of the lock wrote; it does so just after it has taken the lock."""
+    deadline = time.monotonic() + _SECONDS_TO_WRITE
+    while not (owner := file.read(200).strip()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+        file.seek(0)
+    return owner
