@@ -32,7 +32,8 @@ class PackOptions:
     """The keys of the command."""
 
     data: str = key(
-        "imagefolder", help="what IN is: imagefolder, imagenet, parquet, demo or your own my_module.function"
+        "imagefolder",
+        help="what IN is: imagefolder, imagenet, caltech101, parquet, demo or my_module.function",
     )
     root: str = key(name="data.root", help="folder of the data set")
     out: str = key(help="folder to write")

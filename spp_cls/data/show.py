@@ -36,7 +36,7 @@ _EXAMPLE = "python -m spp_cls.data.show data=imagefolder data.root=/data/flowers
 class ShowOptions:
     """The keys of the command."""
 
-    data: str = key("demo", help="demo, imagefolder, imagenet, packed or your own my_module.function")
+    data: str = key("demo", help="demo, imagefolder, imagenet, caltech101, packed or your own my_module.function")
     root: str | None = key(None, name="data.root", help="folder of the data set; null: data/demo, for the demo")
     out: str = key("sheet.png", help="picture to write")
     images: int = key(16, help="number of images", least=1, most=10_000)

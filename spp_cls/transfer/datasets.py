@@ -10,16 +10,12 @@ from numpy.typing import NDArray
 
 from spp_cls.cli.errors import UserError
 from spp_cls.data.sources import ImageSource, open_source
-from spp_cls.data.sources.files import ImageFiles, open_class_folders
+from spp_cls.data.sources.caltech import CALTECH, Indices, draw_images, draw_order, list_caltech
+from spp_cls.data.sources.files import ImageFiles
 from spp_cls.data.sources.identity import name_source
-from spp_cls.data.sources.listing import list_class_folders
-from spp_cls.data.transforms.randomness import Purpose, create_generator
 from spp_cls.transfer.joined import JoinedImages
 
-Indices = NDArray[np.int64]
-
-CALTECH, VOC = "caltech101", "voc2007"
-_CALTECH_FOLDER = "101_ObjectCategories"
+VOC = "voc2007"
 
 # Of a class's training images, one in so many validates where something is to be chosen.
 _VALIDATION_PART = 3
@@ -75,51 +71,21 @@ def open_transfer_data(
 
 
 def draw_split(labels: NDArray[np.int64], train: int, test: int, seed: int, draw: int) -> Split:
-    """Draw `train` images of each class to train and up to `test` of the rest, a function of (seed, draw).
-
-    The keys that images are sorted by are raw output of the bit generator, which NumPy keeps over its versions.
-
-    Raises:
-        UserError: if a class has no more than `train` images.
-    """
-    chosen: list[Indices] = []
-    tested: list[Indices] = []
-    for label in range(labels.max() + 1):
-        members = np.flatnonzero(labels == label)
-        if len(members) <= train:
-            raise UserError(f"class {label} has {len(members)} images; {train} to train and one to test are needed")
-        shuffled = members[_draw_order(len(members), seed, draw, label)]
-        chosen.append(shuffled[:train])
-        tested.append(np.sort(shuffled[train : train + test]))
+    """Draw `train` images of each class to train and up to `test` of the rest, a function of (seed, draw)."""
+    drawn, tested = draw_images(labels, train, test, seed, draw)
     held_out = train // _VALIDATION_PART
     return Split(
-        np.concatenate([np.sort(each) for each in chosen]),
-        np.concatenate(tested),
-        np.concatenate([np.sort(each[held_out:]) for each in chosen]),
-        np.concatenate([np.sort(each[:held_out]) for each in chosen]),
+        np.concatenate([np.sort(each) for each in drawn]),
+        tested,
+        np.concatenate([np.sort(each[held_out:]) for each in drawn]),
+        np.concatenate([np.sort(each[:held_out]) for each in drawn]),
     )
 
 
-def _draw_order(count: int, seed: int, draw: int, label: int) -> Indices:
-    keys = create_generator(Purpose.SPLIT, seed, draw, label).bit_generator.random_raw(count)
-    return np.argsort(keys, kind="stable")
-
-
 def _open_caltech(root: Path, draws: int, train: int, test: int, seed: int) -> TransferData:
-    """Open Caltech-101 as shipped, its background as a class like the others."""
-    folder = root if root.name == _CALTECH_FOLDER else root / _CALTECH_FOLDER
-    if not folder.is_dir():
-        raise UserError(f"{root} has no folder {_CALTECH_FOLDER}; set data.root to the folder that Caltech-101 is in")
-    classes = list_class_folders(folder)
-    source = open_class_folders(folder, classes, classes)
-    counts = np.bincount(source.labels)
-    if counts.min() <= train:
-        raise UserError(
-            f"class {classes[counts.argmin()]} of {folder} has {counts.min()} images; train={train} needs "
-            f"{train + 1} or more of each class"
-        )
+    source = list_caltech(root, train)
     splits = tuple(draw_split(source.labels, train, test, seed, draw) for draw in range(draws))
-    return TransferData(CALTECH, source, make_targets(source.labels, len(classes)), splits)
+    return TransferData(CALTECH, source, make_targets(source.labels, len(source.class_names)), splits)
 
 
 def make_targets(labels: NDArray[np.int64], classes: int) -> NDArray[np.int8]:
@@ -178,7 +144,7 @@ def _open_other(kind: str, root: str | Path, seed: int) -> TransferData:
     train, test = np.arange(border), np.arange(border, len(source))
     labels = source.labels
     validating = [
-        members[np.sort(_draw_order(len(members), seed, 0, int(label))[: len(members) // _VALIDATION_PART])]
+        members[np.sort(draw_order(len(members), seed, 0, int(label))[: len(members) // _VALIDATION_PART])]
         for label in np.unique(labels[train])
         for members in [np.flatnonzero(labels[train] == label)]
     ]

@@ -12,8 +12,10 @@ from spp_cls.data import ImageNetDataModule
 from spp_cls.data.demo import CLASSES, IMAGES_PER_CLASS
 from spp_cls.data.sources import open_source
 from spp_cls.data.transforms.augmentation import PaperAugmentation
+from spp_cls.transfer.datasets import open_transfer_data
 from tests.conftest import write_image
 from tests.data.test_transforms import encoded
+from tests.transfer.data import write_caltech
 
 # In the order of the ILSVRC ids, which is not that of the names.
 WORDNET_IDS = ["n03", "n01", "n02"]
@@ -31,6 +33,23 @@ def test_image_folder(image_folder: Path) -> None:
     assert names[:2] == ["blue/0.jpg", "blue/1.jpg"]
     assert source.labels.tolist() == [0] * 8 + [1] * 8 + [2] * 8
     assert all(source.path(i).is_file() for i in range(len(source)))
+
+
+def test_caltech_is_split_as_the_first_draw_of_transfer(tmp_path: Path) -> None:
+    write_caltech(tmp_path, images=85, classes=2)
+    # Without ten of its images, a class has fewer than 50 left to test.
+    for number in range(1, 11):
+        (tmp_path / f"101_ObjectCategories/anchor/image_{number:04}.jpg").unlink()
+    drawn = open_transfer_data("caltech101", tmp_path, draws=1)
+    names = [drawn.source.name(index) for index in range(len(drawn.source))]
+    for split, indices in (("train", drawn.splits[0].train), ("val", drawn.splits[0].test)):
+        source = open_source("caltech101", tmp_path, split)  # type: ignore[arg-type]
+        assert [source.name(index) for index in range(len(source))] == [names[index] for index in indices]
+        assert [source.class_names[label] for label in source.labels] == [names[i].split("/")[0] for i in indices]
+        assert np.bincount(source.labels).tolist() == ([30, 30] if split == "train" else [50, 45])
+    (tmp_path / "nothing").mkdir()
+    with pytest.raises(UserError, match=r"nothing has no folder 101_ObjectCategories; set data.root to the folder"):
+        open_source("caltech101", tmp_path / "nothing", "train")
 
 
 def test_val_classes_have_the_numbers_of_train(image_folder: Path) -> None:
@@ -204,7 +223,10 @@ def test_own_kind(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("kind", "message"),
     [
-        ("folder", "there is no kind of data folder; choose demo, imagefolder, imagenet, packed, or the dotted path"),
+        (
+            "folder",
+            "there is no kind of data folder; choose demo, imagefolder, imagenet, caltech101, packed, or the dotted path",
+        ),
         ("my_module.open_pairs", r"data\.kind=my_module\.open_pairs cannot be imported"),
         (f"{__name__}.WORDNET_IDS", r"data\.kind=.*WORDNET_IDS is not a class or function"),
         (f"{__name__}.write_image", r"data\.kind: "),

@@ -55,7 +55,7 @@ def test_caltech_as_shipped(tmp_path: Path) -> None:
 def test_a_class_with_too_few_images(tmp_path: Path) -> None:
     write_caltech(tmp_path, images=6)
     (tmp_path / "101_ObjectCategories/ant/image_0001.jpg").unlink()
-    with pytest.raises(UserError, match=r"^class ant of .* has 5 images; train=5 needs 6 or more of each class$"):
+    with pytest.raises(UserError, match=r"^class ant of .* has 5 images; 5 to train and one to test are needed$"):
         open_transfer_data("caltech101", tmp_path, train=5)
 
 

@@ -9,6 +9,7 @@ from spp_cls.cli.errors import UserError
 from spp_cls.cli.reading import is_folder
 from spp_cls.cli.targets import call_bound, import_target
 from spp_cls.data.demo import draw_demo
+from spp_cls.data.sources.caltech import CALTECH, open_caltech
 from spp_cls.data.sources.files import ImageFiles, open_image_folder
 from spp_cls.data.sources.imagenet import open_imagenet
 from spp_cls.data.sources.packed import PackedImages
@@ -24,6 +25,7 @@ KINDS: dict[str, Callable[[Path, Split], ImageSource]] = {
     "demo": _open_demo,
     "imagefolder": open_image_folder,
     "imagenet": open_imagenet,
+    CALTECH: open_caltech,
     "packed": PackedImages,
 }
 
@@ -33,8 +35,8 @@ _MEMBERS = ("root", "labels", "class_names", "__len__", "name", "location", "rea
 def open_source(kind: str, root: str | Path, split: Split) -> ImageSource:
     """Open a split of a data set.
 
-    `kind` is demo, imagefolder, imagenet or packed, or the dotted path of a function or class of your own, such as
-    my_module.open_pairs: it is called with (root, split) and returns an ImageSource.
+    `kind` is demo, imagefolder, imagenet, caltech101 or packed, or the dotted path of a function or class of your own,
+    such as my_module.open_pairs: it is called with (root, split) and returns an ImageSource.
 
     Raises:
         UserError: if there is no such kind, or the folder is missing or not laid out as its kind says.
