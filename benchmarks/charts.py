@@ -129,7 +129,7 @@ def main() -> None:
     charts: dict[str, Callable[[], Figure]] = {"speed": lambda: draw_speed(results)}
     if errors := _read(results / "mini.csv"):
         charts["errors"] = lambda: draw_errors(errors)
-    if curves := _read(results / "mini_curves.csv"):
+    if curves := _read(results / "curves/mini.csv"):
         charts["curves"] = lambda: draw_curves(curves)
     IMAGES.mkdir(parents=True, exist_ok=True)
     for name, draw in charts.items():

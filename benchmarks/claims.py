@@ -75,7 +75,7 @@ CLAIMS = (
     ),
     Claim(
         "Multi-size training helps (Table 2, c against b)",
-        Side("spp", "alternate", "crop10"), Side("spp", "single", "crop10"), _NET,
+        Side(None, "alternate", "crop10"), Side(None, "single", "crop10"), (*_NET, "pooling"),
     ),
     Claim("The whole image beats the crop (Table 3)", Side("spp", None, "full1"), Side("spp", None, "crop1"), _VIEWS),
     Claim(
@@ -87,11 +87,24 @@ CLAIMS = (
         "Warping hurts: the image warped to a square against the whole image (section 3.3)",
         Side("spp", None, "full1"), Side("spp", None, "warp1"), _VIEWS,
     ),
+    Claim(
+        "SPP in place of average pooling, ten crops (not in the paper)",
+        Side("spp", None, "crop10"), Side("avg", None, "crop10"), (*_NET, "sizes"),
+    ),
+    Claim(
+        "SPP in place of average pooling, the whole image (not in the paper)",
+        Side("spp", None, "full1"), Side("avg", None, "full1"), (*_NET, "sizes"),
+    ),
+    Claim(
+        "Sizes that grow over the run against one size (not in the paper)",
+        Side(None, "progressive", "crop10"), Side(None, "single", "crop10"), (*_NET, "pooling"),
+    ),
 )  # fmt: skip
 
 
 def find_differences(claim: Claim, rows: Sequence[TextRow]) -> dict[str, list[float]]:
     """Return the differences of top-1 errors, better less worse, of each network, one for each pair of runs."""
+    rows = select_single(rows)
     worse = {_get_pair(claim, row): row for row in rows if claim.worse.matches(row)}
     differences: dict[str, list[float]] = {}
     for row in rows:
@@ -100,6 +113,11 @@ def find_differences(claim: Claim, rows: Sequence[TextRow]) -> dict[str, list[fl
             found = float(row["top1_error"]) - float(other["top1_error"])
             differences.setdefault(row["net"], []).append(found)
     return differences
+
+
+def select_single(rows: Sequence[TextRow]) -> list[TextRow]:
+    """Return the rows of single networks; the others are of ensembles."""
+    return [row for row in rows if row["networks"] in ("", "1")]
 
 
 def _get_pair(claim: Claim, row: TextRow) -> tuple[str, ...]:
@@ -140,7 +158,7 @@ def build_cells_table(rows: Sequence[TextRow], paper: Sequence[TextRow], title: 
         "cell", "top-1 error", "seeds", "difference to no SPP, 95 % interval", "verdict", "paper's error",
         "paper's difference",
     )  # fmt: skip
-    ours = group_by_seed([row for row in rows if row["protocol"] == "crop10"])
+    ours = group_by_seed([row for row in select_single(rows) if row["protocol"] == "crop10"])
     by_cell = {}
     for members in ours.values():
         row = next(iter(members.values()))
@@ -167,6 +185,7 @@ def build_cells_table(rows: Sequence[TextRow], paper: Sequence[TextRow], title: 
 
 def build_protocols_table(rows: Sequence[TextRow], title: str) -> Table:
     """Build the table of every cell under every protocol: mean and deviation of the top-1 error over seeds."""
+    rows = select_single(rows)
     groups = group_by_seed(rows)
     protocols = list(dict.fromkeys(row["protocol"] for row in rows))
     lines: dict[tuple[str, ...], dict[str, str]] = {}
@@ -176,3 +195,24 @@ def build_protocols_table(rows: Sequence[TextRow], title: str) -> Table:
         lines.setdefault(cell, {})[row["protocol"]] = str(summarise(members, "top1_error"))
     header = ("data", "net", "width", "pooling", "sizes", "seeds", *protocols)
     return title, header, [[*cell, *(errors.get(name, "") for name in protocols)] for cell, errors in lines.items()]
+
+
+def build_ensembles_table(rows: Sequence[TextRow], title: str) -> Table:
+    """Build the table of ensembles: the error of averaged scores beside those of their members, by seed."""
+    header = ("net", "pooling", "sizes", "protocol", "seeds", "ensemble", "its networks", "gain over their mean")
+    cells = []
+    for ensemble in (row for row in rows if row["networks"] not in ("", "1")):
+        columns = ("data_digest", "net", "width", "pooling", "levels", "sizes", "protocol")
+        seeds = ensemble["seed"].split("+")
+        members = {
+            row["seed"]: float(row["top1_error"])
+            for row in select_single(rows)
+            if all(row[name] == ensemble[name] for name in columns) and row["seed"] in seeds
+        }
+        error = float(ensemble["top1_error"])
+        if len(members) == len(seeds):
+            shown = [f"{members[seed]:.2f}" for seed in seeds]
+            gain = statistics.mean(members.values()) - error
+            identity = (ensemble[name] for name in ("net", "pooling", "sizes", "protocol"))
+            cells.append([*identity, " ".join(seeds), f"{error:.2f}", " ".join(shown), f"{gain:.2f}"])
+    return title, header, cells

@@ -13,11 +13,11 @@ from spp_cls.cli.errors import UserError, end_in_one_line
 from spp_cls.cli.files import replace_atomically
 from spp_cls.cli.schema import key
 
-COLUMNS = ("net", "width", "pooling", "sizes", "seed", "epoch", "train_top1_error", "val_top1_error")
+COLUMNS = ("net", "width", "pooling", "sizes", "seed", "epoch", "train_top1_error", "val_top1_error", "seconds")
 
 _USAGE = """python benchmarks/curves.py runs=FOLDER out=FILE
 
-Collects the errors of each epoch of all runs below a folder that were trained with the logger csv."""
+Collects the errors and seconds of each epoch of all runs below a folder that were trained with the logger csv."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class CurvesOptions:
     """The keys of this command."""
 
     runs: str = key("runs/mini", help="folder of runs")
-    out: str = key("results/mini_curves.csv", help="file to write")
+    out: str = key("results/curves/mini.csv", help="file to write")
 
 
 def read_curve(folder: Path) -> Iterator[dict[str, object]]:
@@ -35,11 +35,15 @@ def read_curve(folder: Path) -> Iterator[dict[str, object]]:
         "net": config.model.name, "width": config.model.width, "pooling": config.model.pooling, "sizes": config.sizes,
         "seed": config.seed,
     }  # fmt: skip
+    steps = 0
     with (folder / "csv/metrics.csv").open(newline="") as file:
         for row in csv.DictReader(file):
             if row["epoch"]:
                 errors = {f"{part}_top1_error": f"{float(row[f'{part}/top1_error']):.4f}" for part in ("train", "val")}
-                yield {**run, "epoch": int(float(row["epoch"])), **errors}
+                images = (int(row["step"]) - steps) * config.data.batch_size
+                steps = int(row["step"])
+                seconds = f"{images / float(row['images_per_second']):.1f}"
+                yield {**run, "epoch": int(float(row["epoch"])), **errors, "seconds": seconds}
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from backbones import build_table as build_backbones_table
 from gpu_tables import build_gpu_tables
+from mini_tables import build_mini_caltech_tables, build_mini_tables, build_mini_timm_tables, build_shapes_table
 from speed_tables import (
     build_data_tables,
     build_layer_tables,
@@ -20,6 +21,7 @@ from spp_cls import UserError, build_net
 from spp_cls.cli.errors import end_in_one_line
 from spp_cls.cli.files import replace_atomically
 from spp_cls.cli.terminal import Table, format_as
+from spp_cls.evaluation.rows import read_csv
 from spp_cls.evaluation.tables import build_measured_table, build_paper_tables, read_results
 from spp_cls.models.net import PRESETS
 from spp_cls.models.specs import SPECS
@@ -34,10 +36,16 @@ DOCUMENTS = tuple(
 def build_tables(results: Path) -> dict[str, Sequence[Table]]:
     """Build all tables, by the names of their places in the documents."""
     paper, ours = read_results(results)
+    # What is in the tables of the small trainings is not listed again.
+    others = read_csv(results / "measured.csv")
     return {
         "networks": [build_networks_table()],
         "backbones": [build_backbones_table(found)] if (found := read_json(results, "backbones")) else [],
-        "results": [*build_paper_tables(paper, ours), build_measured_table(ours)],
+        "results": [*build_paper_tables(paper, ours), build_measured_table(others)],
+        "mini": build_mini_tables(results, paper),
+        "mini caltech": build_mini_caltech_tables(results),
+        "mini timm": build_mini_timm_tables(results),
+        "shapes": build_shapes_table(results),
         "speed of data": build_data_tables(results),
         "speed of testing": build_testing_tables(results),
         "speed of training": build_training_tables(results),

@@ -95,8 +95,9 @@ def test_the_readme_is_short() -> None:
     assert len((REPOSITORY / "README.md").read_text().splitlines()) < 200
 
 
-def test_the_command_for_table_2_in_miniature_names_every_cell() -> None:
-    (line,) = [line for line in find_commands("docs/results.md") if line.startswith("python train.py --multirun")]
+@pytest.mark.parametrize("folder", ["mini", "mini_caltech", "mini_timm"])
+def test_one_command_trains_every_cell_of_a_table_in_miniature(folder: str) -> None:
+    (line,) = [line for line in find_commands("docs/results.md") if f" --multirun experiment={folder}/" in line]
     named = line.split("experiment=")[1].split()[0].split(",")
-    files = (REPOSITORY / "conf/experiment/mini").glob("*.yaml")
-    assert sorted(named) == sorted(f"mini/{path.stem}" for path in files)
+    files = (REPOSITORY / "conf/experiment" / folder).glob("*.yaml")
+    assert sorted(named) == sorted(f"{folder}/{path.stem}" for path in files)

@@ -2,7 +2,7 @@
 
 import csv
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -15,6 +15,7 @@ from spp_cls.cli.terminal import Table, format_as
 from spp_cls.evaluation.images import get_min_side
 from spp_cls.evaluation.protocols import PROTOCOLS
 from spp_cls.evaluation.rows import read_csv
+from spp_cls.evaluation.seeds import TextRow, compute_spread, group_by_seed, summarise
 
 TITLES = {
     "2": "Table 2: ImageNet 2012 validation, 10 views",
@@ -23,14 +24,15 @@ TITLES = {
 }
 HEADER = ("", "views", "paper top-1", "ours", "difference", "paper top-5", "ours", "difference")
 MEASURED_HEADER = (
-    "data", "net", "pooling", "sizes", "epochs", "protocol", "views", "top-1 error", "top-5 error", "images",
-    "same best class as crop10",
+    "data", "net", "pooling", "sizes", "epochs", "protocol", "views", "top-1 error", "top-5 error", "seeds",
+    "images", "same best class as crop10",
 )  # fmt: skip
 
 # A row of ours measures what a row of the paper does if these agree and it is of all ImageNet validation images.
 _IDENTITY = ("net", "pooling", "levels", "sizes", "protocol")
 _IMAGENET_VAL = "50000"
 _ERRORS = ("top1_error", "top5_error")
+_AGREEMENT = "agreement_with_crop10"
 
 
 @dataclass(frozen=True)
@@ -118,27 +120,37 @@ def _compare(paper_row: dict[str, str], result: dict[str, str] | None) -> list[s
 
 
 def build_measured_table(ours: Sequence[dict[str, str]]) -> Table:
-    """Build the table of our results on other data than ImageNet, which the paper has no errors for."""
-    rows = [
-        [
-            _name_data(row),
-            *(row[key] for key in ("net", "pooling", "sizes", "epochs", "protocol", "views")),
-            *(f"{float(row[key]):.2f}" for key in _ERRORS),
-            row["images"],
-            f"{float(row['agreement_with_crop10']):.2f}" if row["agreement_with_crop10"] else "",
+    """Build the table of our results on other data than ImageNet: their mean and standard deviation over seeds."""
+    cells = []
+    for row, members in _group_others(ours):
+        agreements = [
+            float(each["agreement_with_crop10"]) for each in members.values() if each["agreement_with_crop10"]
         ]
-        for row in ours
-        if _name_data(row) != "imagenet"
-    ]
-    return "Measured with this code on other data", MEASURED_HEADER, rows
+        cells.append(
+            [
+                _name_data(row),
+                *(row[key] for key in ("net", "pooling", "sizes", "epochs", "protocol", "views")),
+                *(str(summarise(members, key)) for key in _ERRORS),
+                str(len(members)),
+                row["images"],
+                str(compute_spread(agreements)) if agreements else "",
+            ]
+        )
+    return "Measured with this code on other data", MEASURED_HEADER, cells
 
 
-def _name_data(row: dict[str, str]) -> str:
+def _group_others(ours: Sequence[dict[str, str]]) -> list[tuple[TextRow, Mapping[str, TextRow]]]:
+    """Return for each result on other data than ImageNet one of its rows, and the rows by seed."""
+    groups = group_by_seed([row for row in ours if _name_data(row) != "imagenet"])
+    return [(next(iter(members.values())), members) for members in groups.values()]
+
+
+def _name_data(row: TextRow) -> str:
     return f"{row['data']}, stored at {row['stored_side']}" if row["stored_side"] else row["data"]
 
 
 def draw_chart(paper: Sequence[dict[str, str]], ours: Sequence[dict[str, str]], path: str | Path) -> None:
-    """Draw the top-1 errors of the paper and ours as a PNG: ImageNet by row, other data by protocol.
+    """Draw the top-1 errors of the paper and ours as a PNG: ImageNet by row, other data with the spread over seeds.
 
     Raises:
         UserError: if matplotlib is not installed.
@@ -147,21 +159,29 @@ def draw_chart(paper: Sequence[dict[str, str]], ours: Sequence[dict[str, str]], 
         from matplotlib.figure import Figure
     except ModuleNotFoundError as error:
         raise UserError("drawing a chart needs matplotlib; install it with: pip install matplotlib") from error
-    figure = Figure(figsize=(14, 7), layout="constrained")
-    left, right = figure.subplots(1, 2)
     compared = [row for row in paper if row["net"] and row["top1_error"]][::-1]
+    others = _group_others(ours)[::-1]
+    figure = Figure(figsize=(14, max(4, 0.25 * max(len(compared), len(others)))), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    # Points: an axis from zero, which bars need, hides differences of a point.
     heights = range(len(compared))
-    left.barh([y + 0.2 for y in heights], [float(row["top1_error"]) for row in compared], 0.4, label="paper")
-    found = [(y, result) for y in heights if (result := find_result(compared[y], ours))]
-    errors = [float(result["top1_error"]) for _, result in found]
-    left.barh([y - 0.2 for y, _ in found], errors, 0.4, color="C1", label="ours")
+    left.plot([float(row["top1_error"]) for row in compared], heights, "o", color="C0", mfc="none", label="paper")
+    if found := [(y, result) for y in heights if (result := find_result(compared[y], ours))]:
+        left.plot([float(result["top1_error"]) for _, result in found], [y for y, _ in found], "o", color="C1",
+                  label="ours")  # fmt: skip
     left.set_yticks(list(heights), [row["row"] for row in compared])
     left.set(title="ImageNet 2012 validation", xlabel="top-1 error, %")
     left.legend()
-    others = [row for row in ours if _name_data(row) != "imagenet"][::-1]
-    names = [f"{_name_data(row)}, {row['net']}, {row['protocol']}" for row in others]
-    right.barh(names, [float(row["top1_error"]) for row in others], color="C1")
-    right.set(title="Other data, ours", xlabel="top-1 error, %")
+    spreads = [summarise(members, "top1_error") for _, members in others]
+    deviations = [spread.deviation or 0 for spread in spreads]
+    places = range(len(others))
+    right.errorbar([each.mean for each in spreads], places, xerr=deviations, fmt="o", color="C1", capsize=2)
+    names = [f"{_name_data(row)}, {row['net']} {row['pooling']} {row['sizes']}, {row['protocol']}" for row, _ in others]
+    right.set_yticks(list(places), names)
+    right.set(title="Other data, ours, with the spread over seeds", xlabel="top-1 error, %")
+    for axes in (left, right):
+        axes.grid(alpha=0.3)
+        axes.margins(y=0.04)
     figure.savefig(path, dpi=100)
 
 

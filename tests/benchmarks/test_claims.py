@@ -1,6 +1,7 @@
 """The verdicts on the paper's claims, on invented rows."""
 
 import importlib
+from pathlib import Path
 from types import ModuleType
 
 import pytest
@@ -90,6 +91,45 @@ def test_protocols_side_by_side(claims: ModuleType) -> None:
     assert header[-2:] == ("crop1", "full1")
     # The number of seeds differs, so these are two lines.
     assert [line[-3:] for line in lines] == [["2", "41.00 ± 1.41", ""], ["1", "", "39.00"]]
+
+
+def test_an_ensemble_beside_its_networks(claims: ModuleType) -> None:
+    found = rows("spp", "single", "crop10", [30.0, 32.0, 37.0]) + rows("spp", "alternate", "crop10", [1.0, 1.0])
+    (ensemble,) = rows("spp", "single", "crop10", [29.0], networks="2")
+    ensemble["seed"] = "0+2"
+    (alone,) = rows("spp", "single", "full1", [28.0], networks="2")
+    alone["seed"] = "0+1"  # whose networks were not tested like this
+    _, _, (line,) = claims.build_ensembles_table([*found, ensemble, alone], "title")
+    assert line == ["zf5", "spp", "single", "crop10", "0 2", "29.00", "30.00 37.00", "4.50"]
+    # An ensemble is no run of its own in the other tables.
+    assert len(claims.build_protocols_table([*found, ensemble, alone], "title")[2]) == 2
+
+
+def test_pooling_and_sizes_of_a_network_of_today(claims: ModuleType) -> None:
+    found = (
+        rows("avg", "single", "crop10", [20.0, 21.0])
+        + rows("spp", "single", "crop10", [18.0, 20.0])
+        + rows("spp", "progressive", "crop10", [19.0, 20.5])
+        + rows("avg", "alternate", "crop10", [19.0])
+    )
+    _, _, lines = claims.build_claims_table(found, "title")
+    differences = {line[0].split(" (")[0]: line[1].split(" ")[0] for line in lines}
+    assert differences == {
+        "Multi-size training helps": "-1.00",
+        "SPP in place of average pooling, ten crops": "-1.50",
+        "Sizes that grow over the run against one size": "+0.75",
+    }
+
+
+def test_hours_are_those_of_the_median_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    mini_tables = importlib.import_module("mini_tables")
+    # The second run stood still in its second epoch.
+    seconds = {"0": (1800, 1800), "1": (3600, 90000, 3600)}
+    lines = [f"zf5,spp,single,{seed},{each}\n" for seed, epochs in seconds.items() for each in epochs]
+    (tmp_path / "curves.csv").write_text("net,pooling,sizes,seed,seconds\n" + "".join(lines))
+    ((_, _, cells),) = mini_tables._build_hours(tmp_path / "curves.csv")
+    assert cells == [["zf5", 2, "4.0"], ["all", 2, "4.0"]]
 
 
 def test_the_last_row_of_a_seed_counts() -> None:

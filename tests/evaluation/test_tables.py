@@ -73,6 +73,16 @@ def test_only_the_same_measurement_stands_beside_the_papers(tmp_path: Path) -> N
     assert [cells[0] for cells in build_measured_table(ours)[2]] == ["imagenette"]
 
 
+def test_other_data_has_one_line_for_all_seeds(tmp_path: Path) -> None:
+    runs = [row(data="imagenette", seed=seed, top1_error=error) for seed, error in (("0", 30.0), ("1", 33.0))]
+    append_csv([*runs, row(data="imagenette", seed="2", net="overfeat7", top1_error=20.0)], tmp_path / "ours.csv")
+    _, header, cells = build_measured_table(read_csv(tmp_path / "ours.csv"))
+    first, second = (dict(zip(header, line, strict=True)) for line in cells)
+    # The deviation of two values is their difference by the square root of 2.
+    assert (first["net"], first["top-1 error"], first["seeds"]) == ("zf5", "31.50 ± 2.12", "2")
+    assert (second["net"], second["top-1 error"], second["seeds"]) == ("overfeat7", "20.00", "1")
+
+
 def test_the_chart_is_a_picture(tmp_path: Path) -> None:
     draw_chart(*read_results(RESULTS), tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
