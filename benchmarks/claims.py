@@ -1,8 +1,9 @@
 """The paper's claims, tested on results of several seeds: confirmed, refuted or not resolved."""
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import NamedTuple
 
 from scipy.stats import t
@@ -141,12 +142,28 @@ def build_claims_table(rows: Sequence[TextRow], title: str) -> Table:
     cells = []
     for claim in CLAIMS:
         differences = find_differences(claim, rows)
-        every = [each for members in differences.values() for each in members]
-        if every:
-            interval = compute_interval(every)
+        if differences:
+            interval = compute_interval(list(chain.from_iterable(differences.values())))
             by_net = "; ".join(f"{net} {statistics.mean(members):+.2f}" for net, members in differences.items())
             cells.append([claim.words, str(interval), interval.count, by_net, judge(interval, claim.is_equal)])
     return title, header, cells
+
+
+def build_summary_table(rows: Mapping[str, Sequence[TextRow]], title: str) -> Table:
+    """Build the table of the paper's claims on several data sets, the keys of `rows`."""
+    cells = []
+    for claim in CLAIMS:
+        found = {data: list(chain.from_iterable(find_differences(claim, own).values())) for data, own in rows.items()}
+        if any(found.values()) and "not in the paper" not in claim.words:
+            cells.append([claim.words, *(_summarise(claim, differences) for differences in found.values())])
+    return title, ("claim of the paper: difference of top-1 error in points", *rows), cells
+
+
+def _summarise(claim: Claim, differences: Sequence[float]) -> str:
+    if not differences:
+        return ""
+    interval = compute_interval(differences)
+    return f"{interval}: {judge(interval, claim.is_equal)}"
 
 
 def build_cells_table(rows: Sequence[TextRow], paper: Sequence[TextRow], title: str) -> Table:

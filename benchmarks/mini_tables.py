@@ -5,7 +5,13 @@ import statistics
 from collections.abc import Sequence
 from pathlib import Path
 
-from claims import build_cells_table, build_claims_table, build_ensembles_table, build_protocols_table
+from claims import (
+    build_cells_table,
+    build_claims_table,
+    build_ensembles_table,
+    build_protocols_table,
+    build_summary_table,
+)
 
 from spp_cls.cli.terminal import Table
 from spp_cls.evaluation.rows import read_csv
@@ -15,8 +21,7 @@ from spp_cls.models.specs import SPECS
 
 def build_mini_tables(results: Path, paper: Sequence[TextRow]) -> list[Table]:
     """Build Table 2 in miniature, every protocol on it, the paper's claims, and what averaging networks gains."""
-    # The images of Imagenette here are squares: warped they are the same.
-    rows = [row for row in read_csv(results / "mini.csv") if row["net"] in SPECS and row["protocol"] != "warp1"]
+    rows = _read_imagenette(results)
     if not rows:
         return []
     return [
@@ -30,7 +35,7 @@ def build_mini_tables(results: Path, paper: Sequence[TextRow]) -> list[Table]:
 
 def build_mini_caltech_tables(results: Path) -> list[Table]:
     """Build Tables 3 and 4 in miniature: protocols and claims on images of natural shapes."""
-    rows = [row for row in read_csv(results / "mini_caltech.csv") if not row["sizes"].endswith("natural")]
+    rows = _read_caltech(results)
     if not rows:
         return []
     return [
@@ -52,6 +57,13 @@ def build_mini_timm_tables(results: Path) -> list[Table]:
     ]
 
 
+def build_summary(results: Path) -> list[Table]:
+    """Build the table of the paper's claims for the first page."""
+    rows = {"Imagenette": _read_imagenette(results), "Caltech-101": _read_caltech(results)}
+    title = "Networks at a quarter of their width, three seeds, 95 % intervals"
+    return [build_summary_table(rows, title)] if any(rows.values()) else []
+
+
 def build_shapes_table(results: Path) -> list[Table]:
     """Build the table of training on whole images beside training on square crops."""
     rows = read_csv(results / "mini_caltech.csv")
@@ -60,6 +72,15 @@ def build_shapes_table(results: Path) -> list[Table]:
     if not pairs:
         return []
     return [build_protocols_table(pairs, "Square crops (sizes: single) and whole images, Caltech-101")]
+
+
+def _read_imagenette(results: Path) -> list[TextRow]:
+    # The images of Imagenette here are squares: warped they are the same.
+    return [row for row in read_csv(results / "mini.csv") if row["net"] in SPECS and row["protocol"] != "warp1"]
+
+
+def _read_caltech(results: Path) -> list[TextRow]:
+    return [row for row in read_csv(results / "mini_caltech.csv") if not row["sizes"].endswith("natural")]
 
 
 def _build_ensembles(rows: Sequence[TextRow]) -> list[Table]:

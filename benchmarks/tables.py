@@ -6,7 +6,13 @@ from pathlib import Path
 import torch
 from backbones import build_table as build_backbones_table
 from gpu_tables import build_gpu_tables
-from mini_tables import build_mini_caltech_tables, build_mini_tables, build_mini_timm_tables, build_shapes_table
+from mini_tables import (
+    build_mini_caltech_tables,
+    build_mini_tables,
+    build_mini_timm_tables,
+    build_shapes_table,
+    build_summary,
+)
 from speed_tables import (
     build_data_tables,
     build_layer_tables,
@@ -29,7 +35,8 @@ from spp_cls.transfer.tables import build_transfer_tables
 
 REPOSITORY = Path(__file__).parent.parent
 DOCUMENTS = tuple(
-    REPOSITORY / name for name in ("docs/networks.md", "docs/backbones.md", "docs/results.md", "benchmarks/README.md")
+    REPOSITORY / name
+    for name in ("README.md", "docs/networks.md", "docs/backbones.md", "docs/results.md", "benchmarks/README.md")
 )
 
 
@@ -46,6 +53,7 @@ def build_tables(results: Path) -> dict[str, Sequence[Table]]:
         "mini caltech": build_mini_caltech_tables(results),
         "mini timm": build_mini_timm_tables(results),
         "shapes": build_shapes_table(results),
+        "summary": build_summary(results),
         "speed of data": build_data_tables(results),
         "speed of testing": build_testing_tables(results),
         "speed of training": build_training_tables(results),
