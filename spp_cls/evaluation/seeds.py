@@ -10,8 +10,8 @@ TextRow = Mapping[str, str]
 
 # Rows that agree in these differ in nothing but their seed.
 IDENTITY = (
-    "data", "data_digest", "networks", "net", "width", "pooling", "levels", "sizes", "input_size", "epochs",
-    "precision", "protocol",
+    "data", "data_digest", "stored_side", "networks", "net", "width", "pooling", "levels", "sizes", "input_size",
+    "epochs", "precision", "protocol",
 )  # fmt: skip
 
 

@@ -11,8 +11,8 @@ from spp_cls.evaluation.seeds import compute_spread, group_by_seed
 from tests.conftest import REPOSITORY
 
 COMMON = {
-    "data": "x", "data_digest": "d", "networks": "1", "net": "zf5", "width": "0.25", "levels": "6 3 2 1",
-    "input_size": "112", "epochs": "20", "precision": "32-true",
+    "data": "x", "data_digest": "d", "stored_side": "", "networks": "1", "net": "zf5", "width": "0.25",
+    "levels": "6 3 2 1", "input_size": "112", "epochs": "20", "precision": "32-true",
 }  # fmt: skip
 
 
