@@ -14,6 +14,7 @@ from spp_cls.cli.targets import import_plugins
 from spp_cls.cli.terminal import format_table
 from spp_cls.data.loading.workers import count_workers
 from spp_cls.data.sources import identify_source, open_source
+from spp_cls.evaluation.csv_files import check_writable
 from spp_cls.evaluation.predictions import write_csv
 from spp_cls.evaluation.report import (
     IDENTITY,
@@ -44,9 +45,12 @@ def test(keys: EvalKeys, cfg: DictConfig) -> None:
     with command.convert_lightning_errors("trainer"):
         fabric = Fabric(**asdict(keys.trainer))
     fabric.launch()
-    if keys.out and fabric.is_global_zero:
+    if fabric.is_global_zero:
         # Better to find a file that cannot be written before the work than after it.
-        append_csv([], keys.out)
+        if keys.out:
+            append_csv([], keys.out)
+        if keys.predictions:
+            check_writable(keys.predictions, "predictions")
     # Others may have added rows between the readings of two processes.
     done = fabric.broadcast(done)
     workers = count_workers(keys.data.num_workers, fabric.world_size // keys.trainer.num_nodes)

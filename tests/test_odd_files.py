@@ -141,7 +141,7 @@ def test_results_are_never_written_to_a_device(device: str, folder: Path, tool: 
     assert "it is a device" in error_of(command("eval.py", *EVAL, f"out={device}"))
     kind = os.stat(device).st_mode
     message = error_of(command("eval.py", *EVAL, f"predictions={device}"))
-    assert f"cannot write {device}: it is there already and is no file" in message
+    assert f"cannot write {device}: it is a device" in message
     for out in (device, f"{device}/packed"):
         assert f"cannot use {device}" in error_of(tool("spp_cls.data.pack", "data.root=images", f"out={out}"))
     # As root, a file could be put in its place.

@@ -109,6 +109,21 @@ def tracebacks(shown: bool) -> Iterator[None]:
             os.environ[_FULL_ERROR] = before
 
 
+@contextmanager
+def explain_write_errors(path: str | Path, key: str) -> Iterator[None]:
+    """Say in one line why the file `path`, the value of a key, cannot be written.
+
+    Raises:
+        UserError: if the block raises an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; choose another file with {key}=PATH"
+        ) from error
+
+
 def _summarise(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
     # An error of a worker process begins with the worker's traceback.

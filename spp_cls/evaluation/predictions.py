@@ -1,16 +1,14 @@
 """What a protocol predicts for each image, from which its errors are counted."""
 
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from spp_cls.cli.errors import UserError
-from spp_cls.cli.files import replace_atomically
 from spp_cls.data.sources import ImageSource
+from spp_cls.evaluation.csv_files import write_lines
 from spp_cls.models.head import find_best_classes
 
 
@@ -72,17 +70,13 @@ def write_csv(predictions: Mapping[str, Predictions], source: ImageSource, path:
     names = source.class_names
     ranks = range(1, 1 + min(5, len(names)))
     header = ["protocol", "image", "label", *(f"class{rank}" for rank in ranks), *(f"score{rank}" for rank in ranks)]
-    try:
-        with (
-            replace_atomically(Path(path)) as unfinished,
-            unfinished.open("w", newline="", encoding="utf-8", errors="surrogateescape") as file,
-        ):
-            writer = csv.writer(file)
-            writer.writerow(header)
-            for protocol, found in predictions.items():
-                columns = (column.tolist() for column in _list_columns(found))
-                for index, label, classes, scores in zip(*columns, strict=True):
-                    cells = [*(names[number] for number in classes), *(f"{score:.6g}" for score in scores)]
-                    writer.writerow([protocol, source.name(index), names[label], *cells])
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another file with predictions=PATH") from error
+    write_lines(path, header, _list_lines(predictions, source), "predictions")
+
+
+def _list_lines(predictions: Mapping[str, Predictions], source: ImageSource) -> Iterator[list[str]]:
+    names = source.class_names
+    for protocol, found in predictions.items():
+        columns = (column.tolist() for column in _list_columns(found))
+        for index, label, classes, scores in zip(*columns, strict=True):
+            cells = [*(names[number] for number in classes), *(f"{score:.6g}" for score in scores)]
+            yield [protocol, source.name(index), names[label], *cells]

@@ -1,26 +1,17 @@
-"""Results: rows, one a checkpoint and protocol, and their CSV files."""
+"""Rows of results, one a checkpoint and protocol, and what they say of file, version and hardware."""
 
-import csv
-import errno
 import hashlib
-import os
 import platform
 import tomllib
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
-from math import isfinite
 from pathlib import Path
-from typing import IO, Any, get_type_hints
 
 import torch
 
-from spp_cls.cli.errors import UserError
-from spp_cls.cli.files import lock_file, replace_atomically
-from spp_cls.cli.reading import check_regular
-from spp_cls.cli.schema import has_type
 from spp_cls.data.loading.workers import count_cpus
+from spp_cls.evaluation import csv_files
 
 
 @dataclass(frozen=True)
@@ -63,10 +54,8 @@ class Row:
     hardware: str
 
 
-_COLUMNS = [field.name for field in fields(Row)]
-
-# Files of 0.1 are read without these.
-_NEW_COLUMNS = ("networks", "width", "seed", "data_digest", "stored_side")
+# The new columns are those that version 0.1 did not have.
+_SCHEMA = csv_files.RowSchema(Row, "eval.py", new_columns=("networks", "width", "seed", "data_digest", "stored_side"))
 
 
 def hash_file(path: str | Path) -> str:
@@ -95,39 +84,9 @@ def append_csv(rows: Iterable[Row], path: str | Path) -> None:
     """Add rows to a CSV file, or make one with a header; several processes may add to one file.
 
     Raises:
-        UserError: if the file has other columns, or cannot be written.
+        UserError: if the file has other columns or is damaged, or cannot be written.
     """
-    path = Path(path)
-    try:
-        if path.exists():
-            check_regular(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _open_alone(path) as file:
-            written = _read_rows(file, path)
-            with replace_atomically(path.resolve()) as unfinished, unfinished.open("w", newline="") as new:
-                writer = csv.DictWriter(new, _COLUMNS)
-                writer.writeheader()
-                writer.writerows([*written, *map(asdict, rows)])
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another file with out=PATH") from error
-
-
-@contextmanager
-def _open_alone(path: Path) -> Iterator[IO[str]]:
-    """Open a file, made if there is none, to which no other process adds rows meanwhile."""
-    while True:
-        with path.open("a+", newline="", errors="replace") as file:
-            try:
-                lock_file(file, wait=True)
-            except OSError as error:
-                # A file system without locks.
-                if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EINVAL):
-                    raise
-            # Another process may have put its file in the place of this one before this one was locked.
-            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                file.seek(0)
-                yield file
-                return
+    csv_files.append_rows(_SCHEMA, rows, path)
 
 
 def read_csv(path: str | Path) -> list[dict[str, str]]:
@@ -136,47 +95,4 @@ def read_csv(path: str | Path) -> list[dict[str, str]]:
     Raises:
         UserError: if it is no file, has other columns, or a cell is not of its column's kind.
     """
-    path = Path(path)
-    try:
-        if not path.exists():
-            return []
-        check_regular(path)
-        # A file that is not text has other columns too.
-        with path.open(newline="", errors="replace") as file:
-            return _read_rows(file, path)
-    except OSError as error:
-        raise UserError(f"cannot read the results {path}: {error.strerror}; name another file") from error
-
-
-def _read_rows(file: IO[str], path: Path) -> list[dict[str, str]]:
-    hints = get_type_hints(Row)
-    try:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or _COLUMNS
-        if columns not in (_COLUMNS, [name for name in _COLUMNS if name not in _NEW_COLUMNS]):
-            raise UserError(f"{path} has other columns than results of eval.py; move it away or name another file")
-        rows = list(reader)
-    except csv.Error as error:
-        raise UserError(f"{path} is not a file of results of eval.py ({error}); name another file") from error
-    for number, row in enumerate(rows, start=1):
-        # A row of 0.1 in a file that has grown since has nothing in the new columns.
-        filled = [name for name in columns if row[name] or name not in _NEW_COLUMNS]
-        wrong = [name for name in filled if not _is_cell(row[name], hints[name])]
-        # DictReader keeps the rest of a long line under None.
-        if wrong or None in row:
-            raise UserError(
-                f"result {number} of {path} is damaged ({wrong[0] if wrong else 'too many cells'}); remove that line"
-            )
-    return [dict.fromkeys(_NEW_COLUMNS, "") | row for row in rows]
-
-
-def _is_cell(text: str | None, hint: Any) -> bool:
-    """Return whether a cell holds what a field of Row does."""
-    if text is None:
-        return False
-    if hint is str or (text == "" and has_type(None, hint)):
-        return True
-    try:
-        return isfinite(int(text) if hint is int else float(text))
-    except ValueError:
-        return False
+    return csv_files.read_rows(_SCHEMA, path)

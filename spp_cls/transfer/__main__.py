@@ -18,6 +18,7 @@ from spp_cls.cli.schema import key
 from spp_cls.cli.targets import import_plugins
 from spp_cls.cli.terminal import format_table
 from spp_cls.data.loading.workers import count_workers
+from spp_cls.evaluation.csv_files import check_writable
 from spp_cls.models.net import SPPNet
 from spp_cls.transfer.datasets import TransferData, open_transfer_data
 from spp_cls.transfer.experiment import DrawResult, choose_sides, train_and_test
@@ -89,14 +90,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parse_keys(Options, arguments, USAGE, EXAMPLE)
     check_scikit_learn()
     import_plugins(options.plugins)
-    if options.ckpt and options.name is None:
-        net, facts = open_net(options.ckpt, options.untrained, options.seed)
-    elif options.name and options.ckpt is None:
-        net, facts = build_named_net(options.name, options.pooling, options.pretrained, options.seed)
-    else:
-        raise UserError(
-            "give a network: ckpt=PATH, or model.name=NAME, such as timm/resnet50 with model.pretrained=true"
-        )
+    net, facts = find_net(options)
     features, without_length = choose_features(net, options.layer, options.view, options.side)
     data = open_transfer_data(options.data, options.root, options.draws, options.train, options.test, options.seed)
     with convert_lightning_errors("trainer"):
@@ -108,8 +102,7 @@ def main(arguments: Sequence[str]) -> None:
     # Known from the environment alone; processes that are yet to be started have none of their own.
     if getattr(rank_zero_only, "rank", 0) == 0:
         # Better to find what cannot be written before the work, and before there are other processes.
-        if options.out:
-            append_rows([], options.out)
+        check_files(options)
         create_store(net, data.source, features, folder, options.precision)
     fabric.launch()
     fabric.to_device(net.to(memory_format=torch.channels_last))
@@ -127,6 +120,28 @@ def main(arguments: Sequence[str]) -> None:
             write_predictions(data, results, options.predictions)
         print(format_table(RESULT_HEADER, [describe_row(asdict(row), options.results) for row in rows]))
         print(json.dumps({"rows": [asdict(row) for row in rows]}))
+
+
+def find_net(options: Options) -> tuple[SPPNet, NetFacts]:
+    """Open or build the network that the keys name.
+
+    Raises:
+        UserError: if they name none or two, or it cannot be had.
+    """
+    if options.ckpt and options.name is None:
+        return open_net(options.ckpt, options.untrained, options.seed)
+    if options.name and options.ckpt is None:
+        return build_named_net(options.name, options.pooling, options.pretrained, options.seed)
+    raise UserError("give a network: ckpt=PATH, or model.name=NAME, such as timm/resnet50 with model.pretrained=true")
+
+
+def check_files(options: Options) -> None:
+    """Raise UserError if one of the files that the keys name cannot be written."""
+    if options.out:
+        append_rows([], options.out)
+    for name in ("classes", "predictions"):
+        if path := getattr(options, name):
+            check_writable(path, name)
 
 
 def run(

@@ -1,17 +1,15 @@
 """Results as CSV rows: one a feature, with all that is needed to judge it; and files of classes and predictions."""
 
-import csv
 import platform
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from spp_cls.cli.errors import UserError
-from spp_cls.cli.files import replace_atomically
+from spp_cls.evaluation import csv_files
 from spp_cls.evaluation.rows import describe_hardware, find_version
 from spp_cls.transfer.datasets import TransferData
 from spp_cls.transfer.experiment import DrawResult, list_best_classes
@@ -102,41 +100,28 @@ def _deviation(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
+_SCHEMA = csv_files.RowSchema(TransferRow, "spp_cls.transfer")
+
+# The columns that the other files begin with.
+_PLACE = ("layer", "view", "side", "draw")
+
+
 def append_rows(rows: Sequence[TransferRow], path: str | Path) -> None:
-    """Add rows to a CSV file, or make one with a header.
+    """Add rows to a CSV file, or make one with a header; several processes may add to one file.
 
     Raises:
-        UserError: if the file has other columns, or cannot be written.
+        UserError: if the file has other columns or is damaged, or cannot be written.
     """
-    path = Path(path)
-    columns = [field.name for field in fields(TransferRow)]
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        is_new = not path.exists()
-        read_rows(path)
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, columns)
-            if is_new:
-                writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another file with out=PATH") from error
+    csv_files.append_rows(_SCHEMA, rows, path)
 
 
 def read_rows(path: str | Path) -> list[dict[str, str]]:
-    """Read the rows of a file that append_rows wrote, as text; no file means no rows.
+    """Read the rows of a file that append_rows wrote, as text; no file, or an empty one, means no rows.
 
     Raises:
-        UserError: if the file has other columns.
+        UserError: if it is no file, has other columns, or a cell is not of its column's kind.
     """
-    path = Path(path)
-    if not path.exists():
-        return []
-    with path.open(newline="", errors="replace") as file:
-        reader = csv.DictReader(file)
-        if reader.fieldnames != [field.name for field in fields(TransferRow)]:
-            raise UserError(f"{path} has other columns than results of spp_cls.transfer; name another file")
-        return list(reader)
+    return csv_files.read_rows(_SCHEMA, path)
 
 
 def write_classes(data: TransferData, results: Sequence[DrawResult], path: str | Path) -> None:
@@ -146,17 +131,14 @@ def write_classes(data: TransferData, results: Sequence[DrawResult], path: str |
         UserError: if the file cannot be written.
     """
     metrics = ("ap_11", "ap_exact") if data.has_several_labels else ("accuracy",)
-    lines = [
-        (*result.feature, result.draw, name, *(f"{value:.4f}" for value in values))
-        for result in results
-        for name, *values in zip(
-            data.class_names,
-            result.figures.main,
-            *([result.figures.exact] if result.figures.exact is not None else []),
-            strict=True,
-        )
-    ]
-    _write_csv(path, ("layer", "view", "side", "draw", "class", *metrics), iter(lines), "classes")
+    csv_files.write_lines(path, (*_PLACE, "class", *metrics), _list_class_lines(data, results), "classes")
+
+
+def _list_class_lines(data: TransferData, results: Sequence[DrawResult]) -> Iterator[tuple[object, ...]]:
+    for result in results:
+        columns = [result.figures.main, *([] if result.figures.exact is None else [result.figures.exact])]
+        for name, *values in zip(data.class_names, *columns, strict=True):
+            yield *result.feature, result.draw, name, *(f"{value:.4f}" for value in values)
 
 
 def write_predictions(data: TransferData, results: Sequence[DrawResult], path: str | Path) -> None:
@@ -170,35 +152,21 @@ def write_predictions(data: TransferData, results: Sequence[DrawResult], path: s
     """
     names = data.class_names
     ranks = range(1, 1 + min(5, len(names)))
-    columns = [*(f"class{rank}" for rank in ranks), *(f"score{rank}" for rank in ranks)]
-    header = ("layer", "view", "side", "draw", "image", "label", *(names if data.has_several_labels else columns))
-    _write_csv(path, header, (line for result in results for line in _list_lines(data, result)), "predictions")
+    best = [*(f"class{rank}" for rank in ranks), *(f"score{rank}" for rank in ranks)]
+    header = (*_PLACE, "image", "label", *(names if data.has_several_labels else best))
+    lines = (line for result in results for line in _list_prediction_lines(data, result))
+    csv_files.write_lines(path, header, lines, "predictions")
 
 
-def _list_lines(data: TransferData, result: DrawResult) -> Iterator[tuple[object, ...]]:
+def _list_prediction_lines(data: TransferData, result: DrawResult) -> Iterator[tuple[object, ...]]:
     assert result.scores is not None
     classes, best = list_best_classes(result.scores)
     for row, index in enumerate(data.splits[result.draw].test.tolist()):
-        target = data.targets[index]
-        shown = {1: "{}", 0: "({})"}
-        label = " ".join(
-            shown[value].format(name) for name, value in zip(data.class_names, target, strict=True) if value >= 0
-        )
-        cells = [data.class_names[number] for number in classes[row]]
+        marks = {1: "{}", 0: "({})", -1: ""}
+        labels = (marks[value].format(name) for name, value in zip(data.class_names, data.targets[index], strict=True))
+        names = [] if data.has_several_labels else [data.class_names[number] for number in classes[row]]
         scores = result.scores[row] if data.has_several_labels else best[row]
-        texts = [f"{score:.6g}" for score in scores]
         yield (
-            *result.feature, result.draw, data.source.name(index), label,
-            *(texts if data.has_several_labels else [*cells, *texts]),
+            *result.feature, result.draw, data.source.name(index), " ".join(filter(None, labels)), *names,
+            *(f"{score:.6g}" for score in scores),
         )  # fmt: skip
-
-
-def _write_csv(path: str | Path, header: Sequence[str], lines: Iterator[tuple[object, ...]], key: str) -> None:
-    try:
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
-        with replace_atomically(Path(path)) as unfinished, unfinished.open("w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(header)
-            writer.writerows(lines)
-    except OSError as error:
-        raise UserError(f"cannot write {path}: {error.strerror}; choose another file with {key}=PATH") from error

@@ -64,7 +64,7 @@ def read_transfer_results(folder: str | Path) -> list[dict[str, str]]:
     """Read the rows of all files transfer*.csv of a folder.
 
     Raises:
-        UserError: if a file has other columns.
+        UserError: if a file has other columns or is damaged.
     """
     return [row for path in sorted(Path(folder).glob("transfer*.csv")) for row in read_rows(path)]
 

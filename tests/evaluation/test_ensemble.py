@@ -50,8 +50,8 @@ def test_an_ensemble_has_the_mean_of_its_members_scores(runs: list[str], tmp_pat
         for image, scores in read_scores(tmp_path / f"{number}.csv").items():
             for each, score in scores.items():
                 sums[image][each] += score
-    rows = rows_of(command("eval.py", f"ckpt=[{','.join(runs)}]", *DATA, "ensemble=true", "predictions=all.csv"))
-    found = read_scores(tmp_path / "all.csv")
+    rows = rows_of(command("eval.py", f"ckpt=[{','.join(runs)}]", *DATA, "ensemble=true", "predictions=new/all.csv"))
+    found = read_scores(tmp_path / "new/all.csv")
     assert found.keys() == sums.keys()
     for image, scores in found.items():
         # The files have six digits.

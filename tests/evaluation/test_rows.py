@@ -14,13 +14,14 @@ from spp_cls import UserError
 from spp_cls.data.sources import identify_source, open_source
 from spp_cls.evaluation.images import get_cuts, group_by_shape, load_views
 from spp_cls.evaluation.protocols import PROTOCOLS
-from spp_cls.evaluation.rows import _COLUMNS, append_csv, read_csv
+from spp_cls.evaluation.rows import _SCHEMA, append_csv, read_csv
 from spp_cls.evaluation.tables import build_measured_table, build_paper_tables, read_results
 from tests.conftest import CLASSES, Command, Tool, error_of, write_checkpoint, write_image, write_image_folder
 from tests.evaluation.test_tables import RESULTS, row
 from tests.test_train_and_eval import rows_of
 
 DIGEST = {"data_digest": "d"}
+COLUMNS = _SCHEMA.columns
 
 
 def test_eight_processes_add_to_one_file(tmp_path: Path) -> None:
@@ -38,9 +39,17 @@ def test_eight_processes_add_to_one_file(tmp_path: Path) -> None:
     assert path.read_text().count("protocol,views") == 1
 
 
+def test_names_that_are_not_text_keep_their_bytes(tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    for number in range(2):
+        append_csv([row(checkpoint=f"caf\udce9/{number}.ckpt")], path)
+    assert [each["checkpoint"] for each in read_csv(path)] == ["caf\udce9/0.ckpt", "caf\udce9/1.ckpt"]
+    assert b"caf\xe9/0.ckpt" in path.read_bytes()
+
+
 def test_files_without_the_new_columns(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
-    old = [name for name in _COLUMNS if name not in ("networks", "width", "seed", "data_digest", "stored_side")]
+    old = [name for name in COLUMNS if name not in ("networks", "width", "seed", "data_digest", "stored_side")]
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, old)
         writer.writeheader()
@@ -53,7 +62,7 @@ def test_files_without_the_new_columns(tmp_path: Path) -> None:
     assert (second["data"], second["data_digest"]) == ("imagenet", "d")
 
 
-@pytest.mark.parametrize("text", ["a,b\n1,2\n", ",".join(_COLUMNS) + "\n1,2\n", ",".join(_COLUMNS) + "\n" + "1," * 99])
+@pytest.mark.parametrize("text", ["a,b\n1,2\n", ",".join(COLUMNS) + "\n1,2\n", ",".join(COLUMNS) + "\n" + "1," * 99])
 def test_files_that_are_no_results(text: str, tmp_path: Path) -> None:
     (tmp_path / "rows.csv").write_text(text)
     with pytest.raises(UserError, match=r"has other columns than results|result 1 of .* is damaged"):

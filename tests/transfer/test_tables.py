@@ -1,14 +1,19 @@
 """The paper's Tables 6 to 8, our rows beside them, and the verdicts on its claims."""
 
-from dataclasses import fields
+import os
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
+import numpy as np
 import pytest
 
 from spp_cls.cli.errors import UserError
+from spp_cls.data.sources.files import ImageFiles
 from spp_cls.evaluation.tables import read_paper, read_results
-from spp_cls.transfer.rows import TransferRow, append_rows
+from spp_cls.transfer.datasets import Split, TransferData, make_targets
+from spp_cls.transfer.experiment import DrawResult, measure
+from spp_cls.transfer.layers import Feature
+from spp_cls.transfer.rows import TransferRow, append_rows, write_predictions
 from spp_cls.transfer.tables import build_claims_table, build_paper_tables, build_transfer_tables, read_transfer_results
 from tests.conftest import REPOSITORY, Tool, error_of
 
@@ -31,9 +36,12 @@ TABLE_7 = {
 }
 
 
+HINTS = get_type_hints(TransferRow)
+
+
 def make_row(**values: Any) -> TransferRow:
     """An invented row, for tests alone."""
-    empty = {field.name: "" for field in fields(TransferRow)}
+    empty = {name: {int: 0, float: 0.0, str: ""}.get(hint) for name, hint in HINTS.items()}
     given = {
         "net": "zf5",
         "pooling": "spp",
@@ -135,3 +143,40 @@ def test_the_command(tmp_path: Path, tool: Tool) -> None:
     (tmp_path / "transfer.csv").write_text("a\n")
     with pytest.raises(UserError, match=r"has other columns than results of spp_cls.transfer"):
         read_transfer_results(tmp_path)
+
+
+def test_four_processes_add_to_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "transfer.csv"
+    path.touch()
+    children = []
+    for number in range(4):
+        if (child := os.fork()) == 0:
+            for _ in range(5):
+                append_rows([make_row(data=f"data{number}")], path)
+            os._exit(0)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    names = [each["data"] for each in read_transfer_results(tmp_path)]
+    assert sorted(names) == sorted(f"data{number}" for number in range(4) for _ in range(5))
+
+
+@pytest.mark.parametrize(("column", "cell"), [("accuracy", "x"), ("is_side_chosen", "maybe"), ("draws", "")])
+def test_a_damaged_row_is_named(column: str, cell: str, tmp_path: Path) -> None:
+    append_rows([make_row(), make_row(**{column: cell})], tmp_path / "transfer.csv")
+    with pytest.raises(UserError, match=rf"result 2 of .*transfer\.csv is damaged \({column}\); remove that line"):
+        read_transfer_results(tmp_path)
+
+
+def test_predictions_of_images_whose_names_are_not_text(tmp_path: Path) -> None:
+    names = np.array([b"caf\xe9.jpg", b"tea.jpg"])
+    source = ImageFiles(tmp_path, names, np.array([0, 1]), ("a", "b"))
+    indices = np.arange(2)
+    data = TransferData("mine", source, make_targets(source.labels, 2), (Split(indices, indices, indices, indices),))
+    scores = np.array([[1, -1], [0.5, -0.5]], np.float32)
+    result = DrawResult(Feature("pool", "full", 224), 0, 1.0, None, measure(data, scores, indices), scores)
+    write_predictions(data, [result], tmp_path / "p.csv")
+    assert (tmp_path / "p.csv").read_bytes() == (
+        b"layer,view,side,draw,image,label,class1,class2,score1,score2\r\n"
+        b"pool,full,224,0,caf\xe9.jpg,a,a,b,1,-1\r\n"
+        b"pool,full,224,0,tea.jpg,b,a,b,0.5,-0.5\r\n"
+    )
