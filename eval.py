@@ -37,7 +37,8 @@ def test(keys: EvalKeys, cfg: DictConfig) -> None:
     if keys.predictions and len(groups) > 1 and not keys.ensemble:
         raise UserError(f"predictions are for one checkpoint, and ckpt has {len(groups)}; name one")
     # What is named by itself is tested again.
-    is_sweep = keys.ckpt != str(paths[0]) and not keys.predictions
+    is_named = isinstance(keys.ckpt, str) and paths == [Path(keys.ckpt)]
+    is_sweep = not is_named and not keys.predictions
     written = read_csv(keys.out) if keys.out and is_sweep else []
     done = {tuple(row[column] for column in IDENTITY) for row in written}
     source = open_source(keys.data.kind, keys.data.root, "val")

@@ -75,6 +75,9 @@ def test_what_has_rows_is_not_tested_again(runs: list[str], tmp_path: Path, comm
     assert [row["networks"] for row in second] == [3, 3]
     assert rows_of(command("eval.py", "ckpt=runs", *DATA, "out=all.csv", "ensemble=true")) == []
     assert len((tmp_path / "all.csv").read_text().splitlines()) == 1 + 8
+    # But a checkpoint that is named by itself is, however its path is written.
+    for path in (runs[0], f"./{runs[0]}"):
+        assert len(rows_of(command("eval.py", f"ckpt={path}", *DATA, "out=all.csv"))) == 2
 
 
 @pytest.mark.parametrize(
