@@ -40,8 +40,11 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class _Data:
+    """What it says of the data module's arguments."""
+
     sizes: str | tuple[int, ...] = key("unknown", least=1)
     shape: str = key("crop")
+    seed: int | None = key(None, least=0)
 
 
 @dataclass(frozen=True)
@@ -220,7 +223,8 @@ def count_epochs(checkpoint: dict[str, Any]) -> int:
 
 def describe_seed(checkpoint: dict[str, Any]) -> str:
     """Return the seed of a checkpoint's training; empty if it does not say."""
-    return str(checkpoint.get("datamodule_hyper_parameters", {}).get("seed", ""))
+    seed = create_from_plain(_Training, checkpoint).data.seed
+    return "" if seed is None else str(seed)
 
 
 def load_net(path: str | Path) -> SPPNet:

@@ -46,7 +46,7 @@ class Feature(NamedTuple):
 def list_layers(net: SPPNet) -> list[str]:
     """List the layers that features can be taken from; other numbers of bins than the network's own can be, too."""
     maps = [f"maps:{name}" for name in net.backbone.list_map_layers()]
-    levels = [f"level:{n}" for n in getattr(net.pool, "levels", ())]
+    levels = [f"level:{n}" for n in net.pool.levels]
     return [*maps, "map", *levels, *(name for name in net.layer_names if name != "map")]
 
 

@@ -7,7 +7,15 @@ from typing import Any
 import torch
 
 from spp_cls.cli.errors import UserError
-from spp_cls.models.checkpoint import WEIGHTS_FILE, describe_training_sizes, load_checkpoint, load_net
+from spp_cls.cli.reading import is_folder
+from spp_cls.models.checkpoint import (
+    WEIGHTS_FILE,
+    count_epochs,
+    create_net_from_checkpoint,
+    describe_training_sizes,
+    load_checkpoint,
+    load_net,
+)
 from spp_cls.models.net import SPPNet, build_net, create_net
 from spp_cls.transfer.extraction import hash_net
 
@@ -31,16 +39,17 @@ def open_net(path: str, untrained: bool = False, seed: int = 0) -> tuple[SPPNet,
     """Open a checkpoint or an exported folder, in evaluation mode; `untrained` gives its network new weights.
 
     Raises:
-        UserError: if there is no such file, or it is not of this package.
+        UserError: if there is no such file, it is not of this package, or a checkpoint does not say its epoch.
     """
-    net = load_net(path)
     if untrained:
+        config = load_net(path).config
         torch.manual_seed(seed)
-        return _describe(create_net(net.config), path, "", 0)
-    if Path(path).is_dir() or Path(path).name == WEIGHTS_FILE:
-        return _describe(net, path, "", None)
+        return _describe(create_net(config), path, "", 0)
+    if is_folder(path) or Path(path).name == WEIGHTS_FILE:
+        return _describe(load_net(path), path, "", None)
     checkpoint = load_checkpoint(path)
-    return _describe(net, path, describe_training_sizes(checkpoint), checkpoint["epoch"] + 1)
+    net = create_net_from_checkpoint(checkpoint)
+    return _describe(net, path, describe_training_sizes(checkpoint), count_epochs(checkpoint))
 
 
 def build_named_net(name: str, pooling: str, pretrained: bool, seed: int = 0) -> tuple[SPPNet, NetFacts]:
@@ -58,7 +67,7 @@ def _describe(net: SPPNet, place: str, sizes: str, epochs: int | None) -> tuple[
     config = net.config
     if config.in_chans != 3:
         raise UserError(f"the network has {config.in_chans} input channels; transfer is for RGB images")
-    levels = " ".join(map(str, getattr(net.pool, "levels", ())))
+    levels = " ".join(map(str, net.pool.levels))
     facts = NetFacts(
         config.name, config.pooling, levels, config.width, sizes, config.input_size, epochs, place, hash_net(net)
     )

@@ -188,6 +188,14 @@ def test_mistakes(keys: tuple[str, ...], message: str, folder: Path, tool: Tool)
     assert not (folder / "features").exists()
 
 
+def test_a_checkpoint_that_does_not_say_its_epoch(folder: Path, tool: Tool) -> None:
+    checkpoint = torch.load(folder / "net.ckpt", weights_only=True)
+    del checkpoint["epoch"]
+    torch.save(checkpoint, folder / "other.ckpt")
+    message = error_of(tool(*RUN, *CALTECH, "layer=pool", "ckpt=other.ckpt"))
+    assert message.startswith("error: the checkpoint does not say its epoch; ")
+
+
 def test_features_of_another_network(folder: Path, tool: Tool) -> None:
     assert tool(*RUN, *CALTECH, "layer=pool", "features=f").returncode == 0
     message = error_of(tool(*RUN, *CALTECH, "layer=pool", "features=f", "untrained=true", "seed=1"))
