@@ -12,7 +12,7 @@ from spp_cls.cli.collectives import all_gather
 from spp_cls.cli.errors import UserError
 from spp_cls.data.sources import ImageSource
 from spp_cls.evaluation.features import view_features
-from spp_cls.evaluation.images import get_min_side, load_views
+from spp_cls.evaluation.images import get_cuts, load_cuts
 from spp_cls.evaluation.predictions import Predictions
 from spp_cls.evaluation.protocols import Protocol, get_protocol
 from spp_cls.models.net import SPPNet
@@ -37,11 +37,16 @@ def evaluate(
     take `timeout` seconds to be read by workers (0: any time).
 
     Raises:
-        UserError: if a protocol is unknown or the network cannot run it, the classes are not the network's, or a batch
-            takes too long to be read.
+        UserError: if a protocol is unknown or the network cannot run it, there are no images, the classes are not the
+            network's, or a batch takes too long to be read.
         UndecodableImageError: if an image is damaged.
     """
-    chosen = [get_protocol(each) if isinstance(each, str) else each for each in protocols]
+    chosen = list(dict.fromkeys(get_protocol(each) if isinstance(each, str) else each for each in protocols))
+    names = [protocol.name for protocol in chosen]
+    if not chosen or len(set(names)) < len(names):
+        raise UserError(f"give one protocol or more, each with a name of its own, not {names}")
+    if not len(source):
+        raise UserError(f"there are no images in {source.root} to test on; set data and data.root to others")
     nets = [net] if isinstance(net, SPPNet) else list(net)
     for each in nets:
         check_protocols(each, chosen)
@@ -56,7 +61,8 @@ def evaluate(
     views = {view for protocol in chosen for view in protocol.views}
     # Neighbours in a data set often have the same shape; every process should get its share of each shape.
     indices = range(rank, len(source), world_size)
-    batches = load_views(source, indices, views, input_size, interpolation, max_pixels, num_workers, timeout)
+    cuts = get_cuts(views, input_size)
+    batches = load_cuts(source, indices, cuts, input_size, interpolation, max_pixels, num_workers, timeout)
     scored: dict[str, list[Predictions]] = {protocol.name: [] for protocol in chosen}
     bar = tqdm(
         total=len(indices),
@@ -76,11 +82,10 @@ def evaluate(
             for protocol in chosen:
                 mean = torch.stack([scores[view] for view in protocol.views]).mean(0)
                 scored[protocol.name].append(Predictions.from_scores(mean, batch.labels, batch.indices))
-            name = chosen[0].name
-            wrong += len(batch.labels) - scored[name][-1].count_correct(1)
+            wrong += len(batch.labels) - scored[names[0]][-1].count_correct(1)
             seen += len(batch.labels)
             bar.update(len(batch.labels))
-            bar.set_postfix_str(f"{name} top-1 error {100 * wrong / seen:.2f} %")
+            bar.set_postfix_str(f"{names[0]} top-1 error {100 * wrong / seen:.2f} %")
     # A process on its own may be one of several that do other things.
     shards = all_gather(scored) if world_size > 1 else [scored]
     results = {name: Predictions.join([each for shard in shards for each in shard[name]]) for name in scored}
@@ -97,12 +102,13 @@ def check_protocols(net: SPPNet, protocols: Sequence[Protocol]) -> None:
                 f"{protocol.name} needs a net that takes any size; "
                 f"{net.config.name} without SPP runs crop1, crop10, warp1"
             )
-        # The other side of an image is no shorter; a crop is smaller than the resized image.
-        side = min(
-            get_min_side(view, net.config.input_size) if view.on_maps else net.config.input_size
-            for view in protocol.views
-        )
-        net.check_size(side, side)
+        if not protocol.views:
+            raise UserError(f"{protocol.name} has no views; give it one or more")
+        input_size = net.config.input_size
+        for cut in get_cuts(protocol.views, input_size):
+            # The other side of a whole image is no shorter.
+            side = cut.min_side if cut.position is None else input_size
+            net.check_size(side, side)
 
 
 def check_classes(net: SPPNet, source: ImageSource) -> None:

@@ -50,7 +50,15 @@ def get_min_side(view: View, input_size: int) -> int:
 
 
 def get_cut(view: View, input_size: int) -> Cut:
-    """Return what a view is computed from; its flipped twin has the same."""
+    """Return what a view is computed from; its flipped twin has the same.
+
+    Raises:
+        UserError: if the view is a window that is larger than the image.
+    """
+    if view.position is not None and view.scale < REFERENCE_SIDE:
+        raise UserError(
+            f"a window of {REFERENCE_SIDE} is larger than an image at scale {view.scale}; give {REFERENCE_SIDE} or more"
+        )
     return Cut(get_min_side(view, input_size), None if view.on_maps else view.position, view.is_warped)
 
 
@@ -171,26 +179,6 @@ def group_by_shape(
     return batches
 
 
-def load_views(
-    source: ImageSource,
-    indices: Sequence[int],
-    views: Collection[View],
-    input_size: int,
-    interpolation: str,
-    max_pixels: int,
-    num_workers: int,
-    timeout: float = 0,
-) -> Iterator[ViewBatch]:
-    """Read the images of `indices` once each, in batches of one shape, in the cuts that views need.
-
-    Raises:
-        UndecodableImageError: if an image is damaged.
-        UserError: if workers take longer than `timeout` seconds (0: any time) for a batch.
-    """
-    cuts = get_cuts(views, input_size)
-    return load_cuts(source, indices, cuts, input_size, interpolation, max_pixels, num_workers, timeout)
-
-
 def load_cuts(
     source: ImageSource,
     indices: Sequence[int],
@@ -201,7 +189,7 @@ def load_cuts(
     num_workers: int,
     timeout: float = 0,
 ) -> Iterator[ViewBatch]:
-    """Read the images of `indices` once each, in batches of one shape; `input_size` is the side of crops.
+    """Read the images of `indices` once each and make their cuts, in batches of one shape; crops are of `input_size`.
 
     Raises:
         UndecodableImageError: if an image is damaged.

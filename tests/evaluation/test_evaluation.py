@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import spp_cls
+from spp_cls import UserError
 from spp_cls.data.loading.dataset import read_image
 from spp_cls.data.sources import open_source
 from spp_cls.data.sources.files import ImageFiles
 from spp_cls.data.transforms.crops import resize, warp
-from spp_cls.evaluation import PROTOCOLS, View, evaluate, get_protocol, view_features
-from spp_cls.evaluation.images import get_cuts, group_by_shape, load_views
+from spp_cls.evaluation import PROTOCOLS, Protocol, View, evaluate, get_protocol, view_features
+from spp_cls.evaluation.images import get_cuts, group_by_shape, load_cuts
 from spp_cls.evaluation.protocols import SIX_SCALES, make_map_views, make_protocol
 from spp_cls.evaluation.windows import find_cells
 from tests.conftest import write_image
@@ -156,6 +157,9 @@ def shapes_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+CROP = View(256, (0.5, 0.5), flip=False, on_maps=False)
+
+
 def shapes(root: Path) -> ImageFiles:
     return open_source("imagefolder", root, "val")
 
@@ -165,7 +169,8 @@ def assert_views_equal_reference(
 ) -> None:
     seen = 0
     with torch.inference_mode():
-        for batch in load_views(source, chosen, views, net.config.input_size, "bilinear", 8_000_000, 0):
+        cuts = get_cuts(views, net.config.input_size)
+        for batch in load_cuts(source, chosen, cuts, net.config.input_size, "bilinear", 8_000_000, 0):
             found = view_features(net, batch.images, views)
             assert found.keys() == views
             for row, index in enumerate(batch.indices.tolist()):
@@ -258,6 +263,37 @@ def test_mistakes(shapes_folder: Path) -> None:
     net = spp_cls.build_net("zf5_tiny", num_classes=3, class_names=("c0", "c1", "x"), input_size=112)
     with pytest.raises(ValueError, match="class c2 of"):
         evaluate(net, source, [get_protocol("crop1")], CPU)
+
+
+@pytest.mark.parametrize(
+    ("protocols", "message"),
+    [
+        ([], "give one protocol or more"),
+        ([Protocol("mine", (CROP,)), Protocol("mine", (CROP._replace(flip=True),))], "each with a name of its own"),
+        ([Protocol("mine", ())], "mine has no views"),
+        # At that scale the image has 200/224 of the crop's pixels.
+        ([Protocol("mine", (CROP._replace(scale=200),))], "a window of 224 is larger than an image at scale 200"),
+        ([Protocol("mine", (CROP._replace(scale=256, position=None, is_warped=True),))], "takes images of 112 x 112"),
+    ],
+)
+def test_protocols_that_cannot_be(protocols: list[Protocol], message: str, shapes_folder: Path) -> None:
+    net = spp_cls.build_net("zf5_tiny", "none", num_classes=3, input_size=112).eval()
+    with pytest.raises(UserError, match=message):
+        evaluate(net, shapes(shapes_folder), protocols, progress=False)
+
+
+def test_a_protocol_that_is_named_twice_counts_once(shapes_folder: Path) -> None:
+    net = spp_cls.build_net("zf5_tiny", num_classes=3, input_size=112).eval()
+    source = shapes(shapes_folder)
+    found = evaluate(net, source, ["crop1", "full1", "crop1"], progress=False)
+    assert [(name, len(predictions)) for name, predictions in found.items()] == [("crop1", 10), ("full1", 10)]
+
+
+def test_no_images_to_test_on(tmp_path: Path) -> None:
+    source = ImageFiles(tmp_path, np.array([], "S1"), np.array([], np.int64), ("a", "b", "c"))
+    net = spp_cls.build_net("zf5_tiny", num_classes=3, input_size=112).eval()
+    with pytest.raises(UserError, match="there are no images in"):
+        evaluate(net, source, ["full1"], progress=False)
 
 
 class TestCustomProtocol:

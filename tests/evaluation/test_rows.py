@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from spp_cls import UserError
 from spp_cls.data.sources import identify_source, open_source
-from spp_cls.evaluation.images import get_cuts, group_by_shape, load_views
+from spp_cls.evaluation.images import get_cuts, group_by_shape, load_cuts
 from spp_cls.evaluation.protocols import PROTOCOLS
 from spp_cls.evaluation.rows import _SCHEMA, append_csv, read_csv
 from spp_cls.evaluation.tables import build_measured_table, build_paper_tables, read_results
@@ -175,4 +175,4 @@ def test_a_read_that_hangs_ends() -> None:
     with pytest.raises(UserError, match=message):
         group_by_shape(source, range(4), cuts, 64, 10**6, num_workers=1, timeout=1)
     with pytest.raises(UserError, match=message):
-        next(load_views(source, [0], PROTOCOLS["full1"].views, 64, "bilinear", 10**6, num_workers=1, timeout=1))
+        next(load_cuts(source, [0], cuts, 64, "bilinear", 10**6, num_workers=1, timeout=1))
