@@ -25,8 +25,8 @@ from spp_cls.training.optimization import scale_rates
 class Progress(NamedTuple):
     """How far a run is before a step: all that a learning rate may depend on.
 
-    `epoch` counts the epochs done and the fraction done of this one, `epochs` those of the whole run; `errors` are
-    the validation top-1 errors of the epochs before, in percent.
+    `epoch` counts the epochs done and the fraction done of this one, `epochs` those of the whole run (-1: not known);
+    `errors` are the validation top-1 errors of the epochs before, in percent.
     """
 
     epoch: float
@@ -46,7 +46,8 @@ class ScheduleWithWarmUp(ABC):
     of the rate.
 
     Raises:
-        UserError: if a field has a value of another type or range.
+        UserError: if a field has a value of another type or range; when it is called, if the rate depends on the number
+            of epochs of the run, and this is not known.
     """
 
     warmup: float = key(0.0, least=0)
@@ -57,7 +58,7 @@ class ScheduleWithWarmUp(ABC):
 
     def __call__(self, progress: Progress) -> float:
         """Return the factor of the learning rate."""
-        rise = _convert_to_epochs(self.warmup, progress.epochs)
+        rise = _convert_to_epochs(self.warmup, progress)
         if progress.epoch < rise:
             return _interpolate(self.warmup_factor, 1.0, progress.epoch / rise)
         return self.compute_factor(progress, rise)
@@ -115,7 +116,7 @@ class Milestones(ScheduleWithWarmUp):
 
     def compute_factor(self, progress: Progress, start: float) -> float:
         """Return the factor of the learning rate."""
-        starts = (_convert_to_epochs(epoch, progress.epochs) for epoch in self.epochs)
+        starts = (_convert_to_epochs(epoch, progress) for epoch in self.epochs)
         # The rate changes between epochs only.
         return _raise_to(self.factor, sum(math.floor(progress.epoch) >= start for start in starts))
 
@@ -134,7 +135,7 @@ class Cosine(ScheduleWithWarmUp):
 
     def compute_factor(self, progress: Progress, start: float) -> float:
         """Return the factor of the learning rate."""
-        done = (progress.epoch - start) / (progress.epochs - start)
+        done = _compute_share(progress, start)
         return _interpolate(1.0, self.final_factor, (1 - math.cos(math.pi * done)) / 2)
 
 
@@ -150,12 +151,23 @@ class Linear(ScheduleWithWarmUp):
 
     def compute_factor(self, progress: Progress, start: float) -> float:
         """Return the factor of the learning rate."""
-        return _interpolate(1.0, self.final_factor, (progress.epoch - start) / (progress.epochs - start))
+        return _interpolate(1.0, self.final_factor, _compute_share(progress, start))
 
 
-def _convert_to_epochs(length: float, epochs: int) -> float:
+def _convert_to_epochs(length: float, progress: Progress) -> float:
     """Return a length in epochs; below 1 it is a share of the run."""
-    return length * epochs if length < 1 else length
+    return length * _get_epochs(progress) if 0 < length < 1 else length
+
+
+def _compute_share(progress: Progress, start: float) -> float:
+    """Return which share of the run behind the epoch `start` is done."""
+    return (progress.epoch - start) / (_get_epochs(progress) - start)
+
+
+def _get_epochs(progress: Progress) -> int:
+    if progress.epochs < 1:
+        raise UserError("the schedule needs the number of epochs of the run; set trainer.max_epochs")
+    return progress.epochs
 
 
 def _interpolate(first: float, last: float, share: float) -> float:

@@ -45,6 +45,18 @@ def test_rates_of_milestones(epochs: Any) -> None:
     assert Milestones((2,), factor=0.5)(Progress(2.5, 4)) == 0.5
 
 
+@pytest.mark.parametrize("schedule", [Cosine(), Linear(), Milestones(), Plateau(warmup=0.1)])
+def test_a_share_of_a_run_without_end_is_refused(schedule: Schedule) -> None:
+    for epoch in (0.0, 1.5):
+        with pytest.raises(UserError, match="needs the number of epochs of the run"):
+            schedule(Progress(epoch, -1))
+
+
+def test_schedules_that_need_no_number_of_epochs() -> None:
+    assert [Milestones((2,))(Progress(epoch, -1)) for epoch in (1.5, 2.0)] == [1.0, 0.1]
+    assert [Plateau(warmup=2)(Progress(epoch, -1)) for epoch in (0.0, 1.0, 2.0)] == [0.0, 0.5, 1.0]
+
+
 def rates_of_timm(kind: Any, steps: int, warmup: int, first: float, last: float, **options: Any) -> list[float]:
     """The rates of each step of a run by a scheduler of timm, for a rate of 0.4."""
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.4)
