@@ -7,7 +7,6 @@ import pytorch_lightning as pl
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
-from pytorch_lightning.callbacks import Callback
 from torch import Tensor
 
 from spp_cls.cli.errors import UserError
@@ -20,6 +19,7 @@ from spp_cls.evaluation.features import find_window
 from spp_cls.evaluation.images import cut_images, get_cut
 from spp_cls.evaluation.protocols import NINE, View, make_map_views
 from spp_cls.models.net import SPPNet
+from spp_cls.training.logging import EpochPicture
 from spp_cls.training.module import LitClassifier
 
 # Pixels of the picture: the shorter side of the image, the space between panels, a line of text.
@@ -64,24 +64,28 @@ def draw_views(net: SPPNet, pixels: Pixels, scale: int = 256, channel: int | Non
     chosen = int(maps[0].float().mean((1, 2)).argmax()) if channel is None else channel
     windows = [find_window(net, view, views, images, maps)[1:] for view in views]
     bins = net.pool.pool_windows(maps, torch.tensor([[0, *windows[0]]], device=device))[0]
-    picture = _Picture(images[0].permute(1, 2, 0).numpy(), maps[0, chosen].float().cpu().numpy())
+    picture = _Picture(images[0].permute(1, 2, 0).numpy(), maps[0, chosen].float().cpu().numpy(), len(net.pool.levels))
     picture.draw_image(net, views)
     picture.draw_map(net, windows, chosen)
     picture.draw_bins(net, bins.float().cpu(), chosen)
-    return picture.finish()
+    return picture.canvas
 
 
 class _Picture:
-    """A row of panels with a caption above each."""
+    """A row of panels with a caption above each: the image, its map, and two rows of pyramid levels."""
 
-    def __init__(self, pixels: Pixels, activations: NDArray[np.float32]) -> None:
+    def __init__(self, pixels: Pixels, activations: NDArray[np.float32], num_levels: int) -> None:
         self.pixels = pixels
         self.activations = activations
         self.largest = float(activations.max()) or 1.0
         self.zoom = _SIDE / min(pixels.shape[:2])
         self.size = round(pixels.shape[1] * self.zoom), round(pixels.shape[0] * self.zoom)
         self.font = ImageFont.load_default(14)
-        self.canvas = Image.new("RGB", (4 * max(self.size) + 4 * _GAP, self.size[1] + 2 * _GAP + 3 * _LINE), _WHITE)
+        # The side of a level.
+        self.side = (self.size[1] - _GAP) // 2
+        columns = -(-num_levels // 2)
+        width = _GAP + 2 * (self.size[0] + _GAP) + columns * (self.side + _GAP)
+        self.canvas = Image.new("RGB", (width, self.top + self.size[1] + _GAP), _WHITE)
         self.pen = ImageDraw.Draw(self.canvas)
         self.left = _GAP
 
@@ -126,9 +130,9 @@ class _Picture:
             f"{net.pool.bins} bins of any map: {net.pool.bins} x {net.num_features} values",
         )
         parts = bins.split([net.num_features * n * n for n in levels])
-        side, gap = (self.size[1] - _GAP) // 2, _GAP
+        side = self.side
         for number, (n, part) in enumerate(zip(levels, parts, strict=True)):
-            x, y = self.left + number // 2 * (side + gap), self.top + number % 2 * (side + gap)
+            x, y = self.left + number // 2 * (side + _GAP), self.top + number % 2 * (side + _GAP)
             grid = part.view(net.num_features, n, n)[channel].tolist()
             for row in range(n):
                 for column in range(n):
@@ -141,10 +145,6 @@ class _Picture:
                     self.pen.rectangle(box, fill=self._colour(grid[row][column]))
             self.pen.rectangle((x - 2, y - 2, x + side, y + side), outline=_COLOURS[0], width=2)
             self.pen.text((x, y + side + 2), f"{n} x {n}", _BLACK, self.font)
-        self.left += -(-len(levels) // 2) * (side + gap)
-
-    def finish(self) -> Image.Image:
-        return self.canvas.crop((0, 0, self.left, self.top + self.size[1] + _GAP))
 
     def _begin(self, *lines: str) -> None:
         for number, line in enumerate(lines):
@@ -173,21 +173,18 @@ class _Picture:
         return tuple(int(np.interp(place, range(len(_HEAT)), _HEAT[:, i])) for i in range(3))
 
 
-class ViewPicture(Callback):
-    """Shows the windows of the first validation image after the last epoch, in the loggers that take pictures."""
+class ViewPicture(EpochPicture):
+    """Shows the windows of the first validation image after the last epoch."""
 
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Log the picture."""
-        if not trainer.is_global_zero or trainer.current_epoch + 1 != trainer.max_epochs:
-            return
-        assert isinstance(pl_module, LitClassifier)
-        net, data = pl_module.net, trainer.datamodule  # type: ignore[attr-defined]
-        if not isinstance(data, ImageNetDataModule) or not net.config.takes_any_size:
-            return
+    name = "views"
+
+    def draw(self, trainer: pl.Trainer, module: LitClassifier) -> NDArray[np.uint8] | None:
+        """Draw the views after the last epoch, if the network pools windows of maps."""
+        net, data = module.net, trainer.datamodule  # type: ignore[attr-defined]
+        is_last = trainer.current_epoch + 1 == trainer.max_epochs
+        if not is_last or not isinstance(data, ImageNetDataModule) or not net.config.takes_any_size:
+            return None
         is_training = net.training
         picture = np.asarray(draw_views(net.eval(), read_image(data.val_source, 0)))
         net.train(is_training)
-        for logger in trainer.loggers:
-            add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
-            if add_image is not None:
-                add_image("views", picture, trainer.current_epoch, dataformats="HWC")
+        return picture.transpose(2, 0, 1)

@@ -96,11 +96,18 @@ class EpochMetrics(Callback):
         self._seconds = state_dict["seconds"]
 
     def _log(self, trainer: pl.Trainer) -> None:
-        if self._metrics:
+        # A checkpoint of another callback may have been written between validation and the end of the epoch.
+        if "step" in self._metrics:
             metrics = dict(self._metrics)
             step = int(metrics.pop("step"))
             for logger in trainer.loggers:
                 logger.log_metrics(metrics=metrics, step=step)
+
+
+def is_logged(trainer: pl.Trainer) -> bool:
+    """Return whether the loss of the step before is logged: that of every trainer.log_every_n_steps-th; 0: of none."""
+    interval: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return interval > 0 and trainer.global_step % interval == 0
 
 
 class StepLoss(Callback):
@@ -111,24 +118,44 @@ class StepLoss(Callback):
     ) -> None:
         """Log the loss; at once, as a checkpoint may follow from which a run resumes behind this step."""
         parts = trainer.accumulate_grad_batches
-        is_logged = trainer.global_step % trainer.log_every_n_steps == 0  # type: ignore[attr-defined]
-        if trainer.loggers and is_logged and (batch_idx + 1) % parts == 0:
+        if trainer.loggers and is_logged(trainer) and (batch_idx + 1) % parts == 0:
             # Lightning has divided it.
             loss = outputs["loss"].item() * parts
             for logger in trainer.loggers:
                 logger.log_metrics(metrics={"train/step_loss": loss}, step=trainer.global_step - 1)
 
 
-class FilterPictures(Callback):
-    """Shows the filters of the first convolution after each epoch, in the loggers that take pictures."""
+class EpochPicture(Callback):
+    """Shows a picture in the loggers that take pictures, TensorBoard's; without one, nothing is drawn.
+
+    A subclass gives its `name` and draws it.
+    """
+
+    name: str
+
+    def draw(self, trainer: pl.Trainer, module: LitClassifier) -> Any:
+        """Return the picture after an epoch, 3 x H x W, floats of 0..1 or uint8; None: no picture."""
+        raise NotImplementedError
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Log the picture."""
         assert isinstance(pl_module, LitClassifier)
-        for logger in trainer.loggers if trainer.is_global_zero else []:
-            add_image = getattr(getattr(logger, "experiment", None), "add_image", None)
-            if add_image is not None:
-                add_image("first_conv/filters", draw_filters(pl_module.net), trainer.current_epoch)
+        loggers = trainer.loggers if trainer.is_global_zero else []
+        found = [getattr(getattr(logger, "experiment", None), "add_image", None) for logger in loggers]
+        takers = [add_image for add_image in found if add_image is not None]
+        picture = self.draw(trainer, pl_module) if takers else None
+        for add_image in takers if picture is not None else []:
+            add_image(self.name, picture, trainer.current_epoch)
+
+
+class FilterPictures(EpochPicture):
+    """Shows the filters of the first convolution after each epoch."""
+
+    name = "first_conv/filters"
+
+    def draw(self, trainer: pl.Trainer, module: LitClassifier) -> Tensor:
+        """Draw the filters as a grid."""
+        return draw_filters(module.net)
 
 
 def draw_filters(net: SPPNet) -> Tensor:

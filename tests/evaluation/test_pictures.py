@@ -51,6 +51,15 @@ def test_cells_and_bins_have_the_colours_of_their_values(tmp_path: Path) -> None
     assert picture[TOP + SIDE - 60, right][0] == int(largest)
 
 
+def test_many_levels_are_inside_the_picture(tmp_path: Path) -> None:
+    net = write_checkpoint(tmp_path / "best.ckpt", input_size=64, levels=range(10, 0, -1))
+    picture = np.asarray(draw_views(net, np.full((70, 70, 3), 90, np.uint8)))
+    # Image and map, then five columns of two levels.
+    side = (SIDE - GAP) // 2
+    assert picture.shape == (TOP + SIDE + GAP, GAP + 2 * (SIDE + GAP) + 5 * (side + GAP), 3)
+    assert (picture[:, -GAP // 2 :] == 255).all()
+
+
 def test_the_command_writes_a_picture(tmp_path: Path, tool: Tool) -> None:
     write_checkpoint(tmp_path / "best.ckpt", input_size=64)
     write_image(tmp_path / "photo.jpg", 100, 150, (90, 120, 200))

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import pytorch_lightning as pl
+from pytorch_lightning.callbacks import ModelCheckpoint
 from pytorch_lightning.loggers import Logger
 
 import spp_cls
 from spp_cls.cli.errors import UserError
-from spp_cls.training import create_loggers
+from spp_cls.data import ImageNetDataModule
+from spp_cls.training import LitClassifier, create_callbacks, create_loggers
 from spp_cls.training.loggers import CSVLogger
 from spp_cls.training.logging import draw_filters
 from tests.conftest import Command
@@ -61,6 +64,26 @@ def test_the_csv_file_of_a_run_that_resumes(image_folder: Path, tmp_path: Path, 
     assert command("train.py", *RUN, "trainer.max_epochs=1", "overwrite=true").returncode == 0
     assert comparable(read(path)) == comparable(first)
     assert list(path.parent.iterdir()) == [path]
+
+
+def test_a_trainer_of_ones_own_that_logs_no_steps_and_saves_after_validation(
+    shared_image_folder: Path, tmp_path: Path
+) -> None:
+    def fit(epochs: int, checkpoint: Path | None = None) -> list[dict[str, str]]:
+        logger = CSVLogger(tmp_path / f"{epochs}.csv")
+        trainer = pl.Trainer(
+            max_epochs=epochs, accelerator="cpu", default_root_dir=tmp_path, logger=logger, log_every_n_steps=0,
+            callbacks=[*create_callbacks(), ModelCheckpoint(tmp_path, "end", save_on_train_epoch_end=False)],
+            enable_progress_bar=True, enable_model_summary=False, limit_train_batches=1, limit_val_batches=1,
+        )  # fmt: skip
+        data = ImageNetDataModule("imagefolder", str(shared_image_folder), 4, 0, crop=48)
+        module = LitClassifier(spp_cls.build_net("zf5_tiny", num_classes=3, input_size=48))
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        return read(tmp_path / f"{epochs}.csv")
+
+    assert [set(row) for row in fit(1)] == [METRICS | {"step"}]
+    # The checkpoint has the metrics of the validation, and not those of the epoch.
+    assert [row["epoch"] for row in fit(2, tmp_path / "end.ckpt")][-1] == "1.0"
 
 
 def test_columns_of_rows_with_other_keys(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from torch.distributed import ReduceOp
 from spp_cls.cli.collectives import all_reduce
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.files import replace_atomically
+from spp_cls.training.logging import is_logged
 from spp_cls.training.module import LitClassifier
 from spp_cls.training.norms import average_buffers
 from spp_cls.training.run.folder import RunFolder
@@ -64,9 +65,9 @@ class Checkpointing(Checkpoint):
     """Saves `last` (at intervals, before validation and after it) and `best` (lowest validation top-1 error).
 
     `every_minutes` and `every_steps` are the intervals; None: not. A signal that asks to stop makes the run save and
-    exit with status 128 + the signal's number; train within handle_signals. A loss or weight that is
-    not finite ends the run and is never saved. They are looked at when the loss is logged and before each checkpoint,
-    because looking synchronises with the device; several processes agree on what to do at the same moments.
+    exit with status 128 + the signal's number; train within handle_signals. A loss or weight that is not finite ends
+    the run and is never saved. They are looked at when the loss is logged and before each checkpoint, because looking
+    synchronises with the device; several processes agree on what to do at the same moments.
 
     Raises:
         UserError: if a loss or a weight is not finite.
@@ -104,13 +105,13 @@ class Checkpointing(Checkpoint):
             # Gradients are still being accumulated.
             return
         self._step = step
-        is_logged = step % cast(Any, trainer).log_every_n_steps == 0
+        is_looked_at = is_logged(trainer)
         is_interval = bool(self.every_steps) and step % cast(int, self.every_steps) == 0
-        if trainer.world_size > 1 and not (is_logged or is_interval):
+        if trainer.world_size > 1 and not (is_looked_at or is_interval):
             return
         stop, is_overdue = self._agree()
         save = (stop or is_overdue or is_interval) and not trainer.is_last_batch
-        if save or is_logged:
+        if save or is_looked_at:
             self._check_losses(trainer)
         if save:
             self._save(trainer, pl_module)
