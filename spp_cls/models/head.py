@@ -17,7 +17,9 @@ class Head(nn.Module):
         self, in_features: int, hidden: Sequence[int] = (4096, 4096), num_classes: int = 1000, drop_rate: float = 0.5
     ) -> None:
         super().__init__()
-        self.num_hidden = len(hidden)
+        # Units of the hidden layers.
+        self.hidden = tuple(hidden)
+        self.drop_rate = drop_rate
         for number, width in enumerate(hidden, start=1):
             self.add_module(f"hidden{number}", nn.Linear(in_features, width))
             self.add_module(f"relu{number}", nn.ReLU(inplace=True))
@@ -35,7 +37,7 @@ class Head(nn.Module):
     @property
     def layer_names(self) -> tuple[str, ...]:
         """Names of the layers that forward_to knows: hidden1 and on, logits."""
-        return (*(f"hidden{number}" for number in range(1, self.num_hidden + 1)), "logits")
+        return (*(f"hidden{number}" for number in range(1, len(self.hidden) + 1)), "logits")
 
     def forward(self, values: Tensor, pre_logits: bool = False) -> Tensor:
         """Map N x in_features values to N x num_classes logits, or to the N x hidden_size values before them."""

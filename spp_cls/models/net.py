@@ -33,7 +33,10 @@ class SPPNet(nn.Module):
 
     def __init__(self, backbone: Backbone, pool: Pooling, head: Head, config: NetConfig | None = None) -> None:
         super().__init__()
-        self.config = config or NetConfig(type(backbone).__name__, num_classes=head.num_classes, levels=pool.levels)
+        self.config = config or NetConfig(
+            type(backbone).__name__, "avg" if isinstance(pool, AveragePool) else "spp", head.num_classes, pool.levels,
+            head.hidden, drop_rate=head.drop_rate,
+        )  # fmt: skip
         self.backbone = backbone
         self.pool = pool
         self.head = head

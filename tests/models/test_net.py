@@ -8,7 +8,9 @@ from torch import nn
 from torch.nn import functional as F
 
 import spp_cls
-from spp_cls.models.net import PRESETS, NetConfig
+from spp_cls.models.backbone import PaperBackbone
+from spp_cls.models.net import PRESETS, NetConfig, create_net
+from spp_cls.models.pyramid import Pooling
 from spp_cls.models.specs import SPECS
 
 # Parameters of each network with 1000 classes, written out from Table 1: kernels, biases, and fc layers of 4096.
@@ -206,3 +208,21 @@ def test_lists_of_a_file_become_tuples() -> None:
     config = NetConfig(levels=[2, 1], hidden=[3], class_names=None)  # type: ignore[arg-type]
     assert (config.levels, config.hidden) == ((2, 1), (3,))
     assert hash(config) == hash(NetConfig(levels=(2, 1), hidden=(3,)))
+
+
+@pytest.mark.parametrize("pool", [spp_cls.AveragePool(), spp_cls.SpatialPyramidPool((2, 1))])
+@pytest.mark.parametrize("hidden", [(), (7, 5)])
+def test_the_configuration_of_parts_rebuilds_them(pool: Pooling, hidden: tuple[int, ...]) -> None:
+    class Small(PaperBackbone):
+        def __init__(self, in_chans: int = 3, width: float = 1.0) -> None:
+            super().__init__(SPECS["zf5"], in_chans, 0.05)
+
+    spp_cls.register_backbone("Small")(Small)
+    backbone = Small()
+    head = spp_cls.Head(backbone.channels * pool.bins, hidden, 3, drop_rate=0.2)
+    net = spp_cls.SPPNet(backbone, pool, head).eval()
+    again = create_net(net.config).eval()
+    again.load_state_dict(net.state_dict())
+    images = torch.randn(2, 3, 90, 70)
+    assert torch.equal(net(images), again(images))
+    assert [layer.p for layer in again.modules() if isinstance(layer, nn.Dropout)] == [0.2] * len(hidden)
