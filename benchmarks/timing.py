@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from spp_cls.cli.arguments import parse_keys
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.schema import key
-from spp_cls.data.loading.workers import count_cpus
+from spp_cls.evaluation.rows import describe_hardware
 from spp_cls.models.specs import SPECS
 
 Schema = TypeVar("Schema")
@@ -65,7 +65,7 @@ def describe_run(command: str, device: torch.device, **settings: Any) -> dict[st
         "command": command,
         "torch": torch.__version__,
         "python": platform.python_version(),
-        "hardware": torch.cuda.get_device_name() if on_gpu else f"{count_cpus()} CPU cores, {platform.machine()}",
+        "hardware": torch.cuda.get_device_name() if on_gpu else describe_hardware(device),
         "threads": torch.get_num_threads(),
         **(_describe_gpu() if on_gpu else {}),
         **settings,

@@ -110,8 +110,8 @@ def evaluate_checkpoints(
     """Test a checkpoint, or the mean of the scores of several, under protocols; return rows and predictions.
 
     `protocols` None are all that the networks can run; there is a row for each. `data` is the identity of `source`.
-    `done` are the values of IDENTITY to leave out. A batch may take `timeout` seconds to be
-    read by workers (0: any time).
+    `done` are the values of IDENTITY to leave out. A batch may take `timeout` seconds to be read by workers (0: any
+    time).
 
     Raises:
         UserError: as evaluate and load_checkpoint do.
@@ -136,7 +136,7 @@ def evaluate_checkpoints(
             top1_error=predictions[protocol.name].error(1),
             top5_error=predictions[protocol.name].error(5),
             images=len(predictions[protocol.name]),
-            agreement_with_crop10=predictions[protocol.name].agreement_with(crop10) if crop10 else None,
+            agreement_with_crop10=predictions[protocol.name].agreement_with(crop10) if crop10 is not None else None,
             **description,
             data=data.name,
             data_digest=data.digest,
@@ -147,7 +147,7 @@ def evaluate_checkpoints(
             spp_cls=find_version(),
             torch=torch.__version__,
             python=platform.python_version(),
-            hardware=describe_hardware(),
+            hardware=describe_hardware(fabric.device, fabric.world_size),
         )
         for protocol in wanted
     ]

@@ -64,10 +64,10 @@ def hash_file(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def describe_hardware() -> str:
-    """Describe the processor, or the GPUs, that this process computes on."""
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+def describe_hardware(device: torch.device, world_size: int = 1) -> str:
+    """Describe the processor, or the GPUs, that so many processes compute on, each on a device like `device`."""
+    if device.type == "cuda":
+        return f"{world_size} x {torch.cuda.get_device_name(device)}"
     return f"{count_cpus()} CPU cores, {platform.machine()}"
 
 

@@ -19,6 +19,7 @@ from spp_cls.cli.targets import import_plugins
 from spp_cls.cli.terminal import format_table
 from spp_cls.data.loading.workers import count_workers
 from spp_cls.evaluation.csv_files import check_writable
+from spp_cls.evaluation.rows import describe_hardware
 from spp_cls.models.net import SPPNet
 from spp_cls.transfer.datasets import TransferData, open_transfer_data
 from spp_cls.transfer.experiment import DrawResult, choose_sides, train_and_test
@@ -175,6 +176,7 @@ def run(
                 length=store.read(group[0].feature).shape[1],
                 svm=options.svm,
                 seconds=seconds,
+                hardware=describe_hardware(fabric.device, fabric.world_size),
             )
             for group in groups.values()
         ]

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from spp_cls.evaluation import csv_files
-from spp_cls.evaluation.rows import describe_hardware, find_version
+from spp_cls.evaluation.rows import find_version
 from spp_cls.transfer.datasets import TransferData
 from spp_cls.transfer.experiment import DrawResult, list_best_classes
 from spp_cls.transfer.nets import NetFacts
@@ -54,7 +54,7 @@ class TransferRow(NetFacts):
 def make_row(
     data: TransferData, results: Sequence[DrawResult], is_side_chosen: bool, facts: NetFacts, **others: Any
 ) -> TransferRow:
-    """Summarise the results of one layer and view, one a draw; `others` are length, svm and seconds."""
+    """Summarise the results of one layer and view, one a draw; `others` are length, svm, seconds, hardware."""
     main = [result.figures.mean for result in results]
     overall = [result.figures.overall for result in results if result.figures.overall is not None]
     exact = [float(np.nanmean(each.figures.exact)) for each in results if each.figures.exact is not None]
@@ -82,7 +82,6 @@ def make_row(
         spp_cls=find_version(),
         torch=torch.__version__,
         python=platform.python_version(),
-        hardware=describe_hardware(),
         **others,
     )
 

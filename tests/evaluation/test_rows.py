@@ -8,13 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
 
 from spp_cls import UserError
+from spp_cls.data.loading.workers import count_cpus
 from spp_cls.data.sources import identify_source, open_source
 from spp_cls.evaluation.images import get_cuts, group_by_shape, load_cuts
 from spp_cls.evaluation.protocols import PROTOCOLS
-from spp_cls.evaluation.rows import _SCHEMA, append_csv, read_csv
+from spp_cls.evaluation.rows import _SCHEMA, append_csv, describe_hardware, read_csv
 from spp_cls.evaluation.tables import build_measured_table, build_paper_tables, read_results
 from tests.conftest import CLASSES, Command, Tool, error_of, write_checkpoint, write_image, write_image_folder
 from tests.evaluation.test_tables import RESULTS, row
@@ -45,6 +47,15 @@ def test_names_that_are_not_text_keep_their_bytes(tmp_path: Path) -> None:
         append_csv([row(checkpoint=f"caf\udce9/{number}.ckpt")], path)
     assert [each["checkpoint"] for each in read_csv(path)] == ["caf\udce9/0.ckpt", "caf\udce9/1.ckpt"]
     assert b"caf\xe9/0.ckpt" in path.read_bytes()
+
+
+def test_the_hardware_is_that_of_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"GPU of {device}")
+    # Two of eight GPUs, and none of them.
+    assert describe_hardware(torch.device("cuda:1"), 2) == "2 x GPU of cuda:1"
+    assert describe_hardware(torch.device("cpu")).startswith(f"{count_cpus()} CPU cores, ")
 
 
 def test_files_without_the_new_columns(tmp_path: Path) -> None:
