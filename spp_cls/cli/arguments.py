@@ -3,16 +3,15 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
+from dataclasses import fields, is_dataclass
+from typing import Any, TypeVar, get_origin, get_type_hints
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from spp_cls.cli.errors import UserError, end_in_one_line, shows_tracebacks, suggest, tracebacks
-from spp_cls.cli.schema import check_fields, describe_field, describe_type, get_key, walk_fields
+from spp_cls.cli.schema import check_fields, describe_field, describe_type, get_key, list_types, walk_fields
 from spp_cls.cli.terminal import format_table
 
 Options = TypeVar("Options")
@@ -84,17 +83,17 @@ def parse_keys(schema: type[Options], arguments: Sequence[str], usage: str, exam
 def _read_value(argument: str, hint: Any) -> Any:
     """Read the value of key=value as YAML; what is to be text stays as it was typed."""
     text = argument.partition("=")[2]
-    options = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
-    if text == "null" and type(None) in options:
+    types = list_types(hint)
+    if text == "null" and type(None) in types:
         return None
-    if str in options and not {int, float} & set(options):
+    if str in types and not {int, float} & set(types):
         return text
     try:
         tree: Any = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text}"]))
     except (OmegaConfBaseException, YAMLError) as error:
         raise UserError(f"{argument} is not a value; write text with special signs in quotes") from error
     value = tree["value"]
-    takes_list = any(get_origin(option) is tuple for option in options)
+    takes_list = any(get_origin(each) is tuple for each in types)
     return [value] if takes_list and not isinstance(value, list) else value
 
 
@@ -103,7 +102,7 @@ def _build(schema: Any, given: dict[str, Any], prefix: str) -> Any:
     values: dict[str, Any] = {}
     for each in fields(schema):
         name = f"{prefix}{get_key(each)}"
-        if hasattr(hints[each.name], "__dataclass_fields__"):
+        if is_dataclass(hints[each.name]):
             values[each.name] = _build(hints[each.name], given, f"{name}.")
         elif name in given:
             values[each.name] = tuple(given[name]) if isinstance(given[name], list) else given[name]

@@ -13,6 +13,15 @@ OPEN_GROUPS = ("optimizer", "schedule", "loss", "augmentation", "logger")
 
 Node = dict[str, Any]
 
+# Ranges of keys that several commands have. More devices, nodes or workers are errors of typing; -1: all devices.
+DEVICES: Node = {"least": -1, "most": 4096}
+NODES: Node = {"least": 1, "most": 1_000_000}
+WORKERS: Node = {"least": 0, "most": 1024}
+# Up to a month: the system's clocks refuse centuries.
+SECONDS: Node = {"least": 0, "most": 2_592_000}
+# Those whose weights are float32, as the images are; the last three are older names of the first ones.
+PRECISIONS: Node = {"words": ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")}
+
 # For names that become part of a path: timm/resnet50 is a network, not a folder.
 OmegaConf.register_new_resolver("file_name", lambda text: str(text).replace("/", "-"), replace=True)
 
@@ -41,9 +50,8 @@ class SourceKeys:
 
     kind: str = key()
     root: str = key()
-    num_workers: int | str = key(least=0, most=1024, words=("auto",))
-    # Up to a month: the system's clocks refuse centuries.
-    timeout: float = key(least=0, most=2_592_000)
+    num_workers: int | str = key(words=("auto",), **WORKERS)
+    timeout: float = key(**SECONDS)
 
 
 @dataclass
@@ -59,9 +67,9 @@ class DeviceKeys:
     """The processes and devices of a command; devices is a number, a list of device numbers, or auto."""
 
     accelerator: str = key()
-    devices: Any = key(least=-1, most=4096)
-    num_nodes: int = key(least=1, most=1_000_000)
-    precision: str = key()
+    devices: Any = key(**DEVICES)
+    num_nodes: int = key(**NODES)
+    precision: str = key(**PRECISIONS)
 
 
 @dataclass

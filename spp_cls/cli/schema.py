@@ -117,24 +117,27 @@ def describe_field(each: Field[Any], hint: Any) -> str:
         if name in each.metadata
     ]
     kinds = [
-        " ".join([_describe(option), *(limits if option not in (bool, str, NoneType) else [])])
-        for option in _options(hint)
+        " ".join([_describe(option), *(limits if option not in (bool, str, NoneType, Any) else [])])
+        for option in list_types(hint)
         if not (option is str and each.metadata.get("words"))
     ]
+    if hint is Any and limits:
+        kinds = [f"a value whose numbers are {' '.join(limits)}"]
     return " or ".join([*kinds, *each.metadata.get("words", ())])
 
 
 def describe_type(hint: Any) -> str:
     """Describe what a value of an annotation may be."""
-    return " or ".join(map(_describe, _options(hint)))
+    return " or ".join(map(_describe, list_types(hint)))
 
 
 def has_type(value: Any, hint: Any) -> bool:
     """Return whether a value has the type of an annotation; every value has one that is not understood here."""
-    return any(_is_of(value, option) for option in _options(hint))
+    return any(_is_of(value, option) for option in list_types(hint))
 
 
-def _options(hint: Any) -> tuple[Any, ...]:
+def list_types(hint: Any) -> tuple[Any, ...]:
+    """List the types of a union, or the type itself."""
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 

@@ -14,6 +14,7 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from spp_cls.cli.arguments import parse_keys, run_tool
 from spp_cls.cli.command import convert_lightning_errors
 from spp_cls.cli.errors import UserError
+from spp_cls.cli.keys import DEVICES, NODES, PRECISIONS, SECONDS, WORKERS
 from spp_cls.cli.schema import key
 from spp_cls.cli.targets import import_plugins
 from spp_cls.cli.terminal import format_table
@@ -53,10 +54,10 @@ class Options:
     data: str = key(help="caltech101, voc2007, imagefolder, or any other data of train.py")
     root: str = key(name="data.root", help="folder of the data set, as it is shipped")
     num_workers: Literal["auto"] | int = key(
-        "auto", name="data.num_workers", least=0, most=1024, help="processes that read images, for each process"
+        "auto", name="data.num_workers", help="processes that read images, for each process", **WORKERS
     )
     timeout: float = key(
-        600, name="data.timeout", least=0, help="seconds that a batch may take to be read; 0: any time"
+        600, name="data.timeout", help="seconds that a batch may take to be read; 0: any time", **SECONDS
     )
     layer: tuple[str, ...] = key(
         ("level:6", "pool", "hidden1", "hidden2"),
@@ -81,9 +82,11 @@ class Options:
     results: str = key("results", help="folder of paper.csv, whose figures are printed beside ours")
     max_pixels: int | None = key(None, least=1, help="pixels of one pass; null: one image on CPUs, 8000000 on GPUs")
     accelerator: str = key("auto", name="trainer.accelerator", help="auto, gpu, cpu")
-    devices: Any = key(1, name="trainer.devices", help="processes, one a device: a number, a list of devices, auto")
-    num_nodes: int = key(1, name="trainer.num_nodes", least=1, help="machines")
-    precision: str = key("32-true", name="trainer.precision", help="32-true, bf16-mixed, 16-mixed")
+    devices: Any = key(
+        1, name="trainer.devices", help="processes, one a device: a number, a list of devices, auto", **DEVICES
+    )
+    num_nodes: int = key(1, name="trainer.num_nodes", help="machines", **NODES)
+    precision: str = key("32-true", name="trainer.precision", help="of convolutions and fc layers", **PRECISIONS)
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -37,6 +37,7 @@ REFUSED = {
     "trainer.gradient_clip_val": ("0", "-1"),
     "trainer.devices": ("123456789012345678901234567890", "[5000]"),
     "trainer.num_nodes": ("0", "1e9"),
+    "trainer.precision": ("64-true", "bf16-true", "half", "8"),
     "checkpoint.every_minutes": ("0", "-1", "soon"),
     "checkpoint.every_steps": ("0", "-1", "abc", "2.5"),
     "data.batch_size": ("0", "-1", "2.5", "null"),

@@ -180,6 +180,7 @@ def test_new_weights_an_exported_folder_and_an_image_folder(folder: Path, tool: 
         (("layers=pool",), "error: there is no key layers; did you mean layer?"),
         (("out=net.ckpt/t.csv",), "error: cannot write net.ckpt/t.csv: "),
         (("trainer.devices=0",), "error: trainer: "),
+        (("trainer.devices=5000",), "trainer.devices is a value whose numbers are from -1 to 4096, not 5000"),
         (("model.name=zf5",), "error: give a network: ckpt=PATH, or model.name=NAME"),
     ],
 )
