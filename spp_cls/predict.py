@@ -1,14 +1,12 @@
 """The best classes of images: python -m spp_cls.predict NET IMAGE... [protocol=full1] [format=table] [top=5]."""
 
 import json
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -21,7 +19,7 @@ from spp_cls.cli.targets import import_plugins
 from spp_cls.cli.terminal import format_table
 from spp_cls.data.loading.batch import normalize
 from spp_cls.data.loading.dataset import read_image
-from spp_cls.data.sources.files import ImageFiles
+from spp_cls.data.sources.files import open_files
 from spp_cls.data.transforms.decode import FORMATS
 from spp_cls.evaluation.evaluate import check_protocols
 from spp_cls.evaluation.features import view_features
@@ -103,7 +101,7 @@ def predict(
 ) -> Iterator[tuple[Path, Tensor | UserError]]:
     """Yield each image's path with its scores, or with the error of an image that cannot be read or decoded."""
     config = _describe(net).config
-    source = ImageFiles(Path(), np.array([os.fsencode(path) for path in paths]), np.zeros(len(paths), np.int64), ())
+    source = open_files(paths)
     for index, path in enumerate(paths):
         try:
             pixels = read_image(source, index)

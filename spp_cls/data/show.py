@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from spp_cls.cli.arguments import parse_keys, run_tool
-from spp_cls.cli.errors import UserError
+from spp_cls.cli.errors import UserError, explain_write_errors
 from spp_cls.cli.schema import key
 from spp_cls.data.loading.batch import Batch, finish_on_device, mix_batch
 from spp_cls.data.loading.dataset import TrainingCrops
@@ -90,7 +90,8 @@ def main(arguments: Sequence[str]) -> None:
         return mix_batch(finished, augmentation, random, len(source.class_names))
 
     sheet = draw_sheet(batch, list_sizes("alternate", options.crop), source.class_names, mix)
-    sheet.save(options.out, format="PNG")
+    with explain_write_errors(options.out, "out"):
+        sheet.save(options.out, format="PNG")
     print(f"{count} images of epoch {options.epoch}, seed {options.seed}: {options.out}")
 
 

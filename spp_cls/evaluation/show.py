@@ -1,20 +1,16 @@
 """Draw the views of an image and their feature map: python -m spp_cls.evaluation.show NET IMAGE [key=value ...]."""
 
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-
-import numpy as np
 
 from spp_cls.cli.arguments import parse_arguments, run_tool
-from spp_cls.cli.errors import UserError
+from spp_cls.cli.errors import UserError, explain_write_errors
 from spp_cls.cli.reading import is_file
 from spp_cls.cli.schema import key
 from spp_cls.cli.targets import import_plugins
 from spp_cls.data.loading.dataset import read_image
-from spp_cls.data.sources.files import ImageFiles
+from spp_cls.data.sources.files import open_files
 from spp_cls.evaluation.pictures import draw_views
 from spp_cls.evaluation.protocols import REFERENCE_SIDE
 from spp_cls.models.checkpoint import load_net
@@ -43,14 +39,11 @@ def main(arguments: Sequence[str]) -> None:
         raise UserError("name a network and an image: python -m spp_cls.evaluation.show NET IMAGE [key=value ...]")
     import_plugins(options.plugins)
     if not is_file(names[1]):
-        raise UserError(f"there is no image {names[1]}, or it is no file")
+        raise UserError(f"there is no image {names[1]}, or it is no file; give an image file")
     net = load_net(names[0])
-    source = ImageFiles(Path(), np.array([os.fsencode(names[1])]), np.zeros(1, np.int64), ())
-    picture = draw_views(net, read_image(source, 0), options.scale, options.channel)
-    try:
+    picture = draw_views(net, read_image(open_files(names[1:]), 0), options.scale, options.channel)
+    with explain_write_errors(options.out, "out"):
         picture.save(options.out, format="PNG", optimize=True)
-    except OSError as error:
-        raise UserError(f"cannot write {options.out}: {error.strerror}; choose another file with out=PATH") from error
     print(f"{picture.width} x {picture.height} pixels: {options.out}")
 
 

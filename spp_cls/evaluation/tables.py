@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from spp_cls.cli.arguments import parse_arguments, run_tool
-from spp_cls.cli.errors import UserError, shorten
+from spp_cls.cli.arguments import parse_keys, run_tool
+from spp_cls.cli.errors import UserError, explain_write_errors, shorten
 from spp_cls.cli.reading import is_file
 from spp_cls.cli.schema import key
 from spp_cls.cli.terminal import Table, format_as
@@ -182,20 +182,19 @@ def draw_chart(paper: Sequence[dict[str, str]], ours: Sequence[dict[str, str]], 
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.margins(y=0.04)
-    figure.savefig(path, dpi=100)
+    figure.savefig(path, format="png", dpi=100)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Print the tables; with chart=PATH draw them too."""
-    usage = "python -m spp_cls.evaluation.tables [key=value ...]"
-    names, options = parse_arguments(Options, arguments, usage, "python -m spp_cls.evaluation.tables format=markdown")
-    if names:
-        raise UserError(f"{names[0]} is not key=value; usage: {usage}")
+    example = "python -m spp_cls.evaluation.tables format=markdown"
+    options = parse_keys(Options, arguments, "python -m spp_cls.evaluation.tables [key=value ...]", example)
     paper, ours = read_results(options.results)
     tables = [*build_paper_tables(paper, ours), build_measured_table(ours)]
     print("\n\n".join(format_as(table, options.format) for table in tables))
     if options.chart:
-        draw_chart(paper, ours, options.chart)
+        with explain_write_errors(options.chart, "chart"):
+            draw_chart(paper, ours, options.chart)
 
 
 if __name__ == "__main__":

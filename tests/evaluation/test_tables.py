@@ -14,7 +14,7 @@ from spp_cls.evaluation.tables import (
     read_results,
 )
 from tests.cli.test_command import KINDS, TABLE_2
-from tests.conftest import REPOSITORY, Tool, error_of
+from tests.conftest import REPOSITORY, Tool, error_of, write_image_folder
 
 RESULTS = REPOSITORY / "results"
 
@@ -86,6 +86,19 @@ def test_other_data_has_one_line_for_all_seeds(tmp_path: Path) -> None:
 def test_the_chart_is_a_picture(tmp_path: Path) -> None:
     draw_chart(*read_results(RESULTS), tmp_path / "chart.png")
     assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    "arguments", [("spp_cls.evaluation.tables", "chart=no/chart.png"), ("spp_cls.data.show", "out=no/a.png")]
+)
+def test_a_picture_in_a_folder_that_is_not_there(arguments: tuple[str, str], tmp_path: Path, tool: Tool) -> None:
+    write_image_folder(tmp_path / "images", train=1, val=1)
+    (tmp_path / "results").symlink_to(RESULTS)
+    more = ("data=imagefolder", "data.root=images", "images=2") if "show" in arguments[0] else ()
+    key, path = arguments[1].split("=")
+    assert error_of(tool(*arguments, *more)) == (
+        f"error: cannot write {path}: No such file or directory; choose another file with {key}=PATH"
+    )
 
 
 def test_other_columns_are_refused(tmp_path: Path) -> None:

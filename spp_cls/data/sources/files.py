@@ -67,6 +67,12 @@ class ImageFiles:
         return read_size(self.path(index))
 
 
+def open_files(paths: Sequence[str | Path]) -> ImageFiles:
+    """Open image files that have no classes, by their paths."""
+    names = np.array([os.fsencode(path) for path in paths])
+    return ImageFiles(Path(), names, np.zeros(len(paths), np.int64), ())
+
+
 def open_image_folder(root: Path, split: Split) -> ImageFiles:
     """Open root/train/<class>/<image> or root/val/<class>/<image>; classes are numbered in the order of their names.
 
