@@ -14,14 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timing import Options as SharedOptions
 from timing import describe_run, parse_options, write_json
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 
 from spp_cls import UserError, build_net
-from spp_cls.cli.errors import end_in_one_line
+from spp_cls.cli.arguments import run_tool
 from spp_cls.cli.schema import key
 from spp_cls.cli.terminal import Table, format_table
 from spp_cls.models.timm_backbone import TimmBackbone, trace_twin
@@ -42,10 +41,11 @@ SIDES = (97, 160, 203)
 
 
 @dataclass(frozen=True)
-class Options(SharedOptions):
+class Options:
     """The keys of this script."""
 
-    nets: tuple[str, ...] = key(NETS, help="networks of timm")
+    out: str | None = key(None, help="JSON file to write the results to")
+    nets: tuple[str, ...] = key((), help="networks of timm; []: a small one of each family")
 
 
 class Linear(TorchFunctionMode):
@@ -97,13 +97,13 @@ def make_linear(backbone: nn.Module) -> nn.Module:
 
 def measure(backbone: TimmBackbone, field: int, input_size: int) -> dict[str, Any]:
     """Measure stride, first centre, field and centre of gravity along the height by gradients."""
-    backbone_ = make_linear(backbone)
+    linear = make_linear(backbone)
     # A field and a few cells, at a size that differs from the network's own by a multiple of 64 pixels.
     height = -(-(field + 4 * 64) // 64) * 64 + input_size % 64
     width = -(-max(96, 2 * backbone.smallest_input) // 64) * 64
     image = torch.ones(1, 3, height, width, dtype=torch.float64, requires_grad=True)
     with Linear():
-        maps = backbone_(image)
+        maps = linear(image)
     middle = maps.shape[-2] // 2
     found = []
     for cell in (middle, middle + 1):
@@ -180,7 +180,7 @@ def build_table(found: dict[str, Any]) -> Table:
     return f"Networks of timm (timm {found['timm']}, torch {found['torch']}: {found['command']})", header, rows
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Compare all networks, print the table and write it as JSON."""
     import timm
 
@@ -189,7 +189,7 @@ def main(arguments: list[str]) -> None:
     if options.out and Path(options.out).is_file():
         # Networks can be added in several calls.
         results["nets"] = json.loads(Path(options.out).read_text())["nets"]
-    for name in options.nets:
+    for name in options.nets or NETS:
         found = compare(name)
         results["nets"] = [each for each in results["nets"] if each["net"] != name] + [found]
         print(format_table(*build_table({**results, "nets": [found]})[1:]), flush=True)
@@ -197,4 +197,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    end_in_one_line(lambda: main(sys.argv[1:]))
+    run_tool(main, sys.argv[1:])

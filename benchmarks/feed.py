@@ -7,15 +7,15 @@ workers, whose batches go to a GPU through pinned memory, or cut out of images t
 
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pytorch_lightning as pl
-import timing
 import torch
-from timing import choose_device, describe_run, parse_options, write_json
+from timing import SharedOptions, choose_device, describe_run, parse_options, write_json
 
-from spp_cls.cli.errors import end_in_one_line
+from spp_cls.cli.arguments import run_tool
 from spp_cls.cli.schema import key
 from spp_cls.cli.terminal import format_table
 from spp_cls.data import ImageNetDataModule
@@ -23,7 +23,7 @@ from spp_cls.data.loading.workers import count_cpus
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(timing.Options):
+class Options(SharedOptions):
     """The keys of this script."""
 
     data: str = key("packed", help="packed, imagefolder, imagenet or demo")
@@ -55,7 +55,7 @@ def measure_epochs(options: Options, workers: int, cache: Any, device: torch.dev
     return len(loader) * options.batch / min(seconds[1:])
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Measure each number of workers and the cache, print a table and write it as JSON."""
     options = parse_options(Options, arguments, "python benchmarks/feed.py data.root=FOLDER out=results/feed.json")
     if not options.workers:
@@ -76,4 +76,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    end_in_one_line(lambda: main(sys.argv[1:]))
+    run_tool(main, sys.argv[1:])

@@ -20,8 +20,8 @@ from gpu_commands import run_commands, stop
 from gpu_parts import PARTS, Kit, Part, SkipError
 from timing import choose_device, describe_run, write_json
 
-from spp_cls.cli.arguments import parse_keys
-from spp_cls.cli.errors import UserError, end_in_one_line, suggest
+from spp_cls.cli.arguments import parse_keys, run_tool
+from spp_cls.cli.errors import UserError, suggest
 from spp_cls.cli.schema import key
 from spp_cls.cli.terminal import format_table
 from spp_cls.data.loading.workers import count_cpus
@@ -86,8 +86,8 @@ def print_failures(found: dict[str, Any]) -> None:
             print("\n".join(["", command["log"], *lines[-LINES_OF_A_FAILURE:], ""]), flush=True)
 
 
-def main(arguments: Sequence[str]) -> int:
-    """Run the parts, print how each went, and return the status."""
+def main(arguments: Sequence[str]) -> None:
+    """Run the parts, print how each went, and leave with status 1 if one did not pass."""
     options = parse_keys(
         Options, arguments, "bash benchmarks/gpu.sh [key=value ...]",
         "bash benchmarks/gpu.sh data=data/gpu parts=tests,steps",
@@ -123,8 +123,9 @@ def main(arguments: Sequence[str]) -> int:
     ]
     print(f"\n{format_table(('part', 'status', 'seconds', ''), rows)}")
     print(json.dumps({each["part"]: each["status"] for each in results["parts"]}))
-    return int(any(each["status"] != "passed" for each in results["parts"]))
+    if any(each["status"] != "passed" for each in results["parts"]):
+        sys.exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(end_in_one_line(lambda: main(sys.argv[1:])))
+    run_tool(main, sys.argv[1:])

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 
-from spp_cls.cli.arguments import parse_keys
-from spp_cls.cli.errors import UserError, end_in_one_line
+from spp_cls.cli.arguments import parse_keys, run_tool
+from spp_cls.cli.errors import UserError
 from spp_cls.cli.schema import key
 from spp_cls.data.loading.dataset import read_image
 from spp_cls.data.loading.workers import count_cpus
@@ -76,4 +76,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    end_in_one_line(lambda: main(sys.argv[1:]))
+    run_tool(main, sys.argv[1:])

@@ -11,11 +11,10 @@ from speed_tables import (
     describe,
     read_json,
 )
+from train_step import VERSIONS
 
 from spp_cls.cli.terminal import Table
 from spp_cls.evaluation.rows import read_csv
-
-VERSIONS = ("plain", "ours", "ours compiled", "ceiling", "ceiling compiled")
 
 
 def build_gpu_tables(folder: Path) -> list[Table]:

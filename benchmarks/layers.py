@@ -6,7 +6,7 @@ step, uncompiled; the shares are those of the sum, which leaves out the loss.
 
 import itertools
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,7 +16,7 @@ from timing import StepOptions, choose_device, describe_run, parse_options, time
 from torch import Tensor, nn
 
 from spp_cls import LocalResponseNorm, SpatialPyramidPool, SPPNet, build_net
-from spp_cls.cli.errors import end_in_one_line
+from spp_cls.cli.arguments import run_tool
 from spp_cls.cli.schema import key
 from spp_cls.cli.terminal import format_table
 from spp_cls.training.acceleration import keep_freed_memory
@@ -82,7 +82,7 @@ def measure_shares(name: str, size: int, batch: int, repeats: int, device: torch
     return shares
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Measure all nets at all sizes, print a table and write it as JSON."""
     options = parse_options(Options, arguments, "python benchmarks/layers.py nets=zf5 out=results/layers.json")
     device = choose_device(options.device)
@@ -101,4 +101,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    end_in_one_line(lambda: main(sys.argv[1:]))
+    run_tool(main, sys.argv[1:])

@@ -15,7 +15,7 @@ import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -33,7 +33,7 @@ from torchvision.io import ImageReadMode, decode_jpeg
 from torchvision.transforms import v2
 from torchvision.transforms.v2 import functional as v2_functional
 
-from spp_cls.cli.errors import end_in_one_line
+from spp_cls.cli.arguments import run_tool
 from spp_cls.cli.schema import key
 from spp_cls.data.loading.dataset import TrainingCrops
 from spp_cls.data.loading.loader import BatchLoader
@@ -273,7 +273,7 @@ def listing(folder: Path, names: int) -> dict[str, float]:
     return seconds
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Measure, print the figures and write them as JSON."""
     options = parse_options(Options, arguments, "python benchmarks/loader.py data.root=FOLDER repeats=3")
     warnings.filterwarnings("ignore")
@@ -312,4 +312,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    end_in_one_line(lambda: main(sys.argv[1:]))
+    run_tool(main, sys.argv[1:])

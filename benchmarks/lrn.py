@@ -5,30 +5,26 @@ units of one feature map.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timing
 import torch
-from timing import choose_device, describe_run, parse_options, time_in_turns, write_json
+from timing import LAYOUTS, LayerOptions, choose_device, describe_run, parse_options, time_in_turns, write_json
 from torch import Tensor, nn
 
 from spp_cls import LocalResponseNorm
-from spp_cls.cli.errors import end_in_one_line
+from spp_cls.cli.arguments import run_tool
 from spp_cls.cli.schema import key
 from spp_cls.cli.terminal import format_table
 
-LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
-
 
 @dataclass(frozen=True)
-class Options(timing.Options):
+class Options(LayerOptions):
     """The keys of this script."""
 
-    compiled: bool = key(True, help="measure the compiled layer too")
     repeats: int = key(9, least=1, help="turns of each side, whose medians count")
     shape: tuple[int, ...] = key((32, 96, 110, 110), least=1, help="shape of the maps: N, C, H, W")
 
@@ -60,7 +56,7 @@ def _read_status(key: str) -> int:
     return next(1024 * int(line.split()[1]) for line in lines if line.startswith(key))
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Compare in both layouts, print a table and write it as JSON."""
     options = parse_options(Options, arguments, "python benchmarks/lrn.py out=results/lrn.json")
     device = choose_device(options.device)
@@ -87,4 +83,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    end_in_one_line(lambda: main(sys.argv[1:]))
+    run_tool(main, sys.argv[1:])

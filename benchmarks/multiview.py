@@ -6,21 +6,28 @@ each ratio of times stands the ratio of multiply-adds of convolutions and fc lay
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import timing
 import torch
-from timing import choose_device, count_multiply_adds, describe_run, parse_options, time_in_turns, write_json
+from timing import (
+    SharedOptions,
+    choose_device,
+    count_multiply_adds,
+    describe_run,
+    parse_options,
+    time_in_turns,
+    write_json,
+)
 from torch import Tensor
 from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 from spp_cls import SPPNet, build_net, pool_windows
-from spp_cls.cli.errors import end_in_one_line
+from spp_cls.cli.arguments import run_tool
 from spp_cls.cli.schema import key
 from spp_cls.data.loading.batch import normalize
 from spp_cls.data.transforms.crops import find_corner
@@ -34,7 +41,7 @@ WINDOW = 224
 
 
 @dataclass(frozen=True)
-class Options(timing.Options):
+class Options(SharedOptions):
     """The keys of this script."""
 
     nets: tuple[str, ...] = key(("zf5", "overfeat7"), help="networks, of timm too: [timm/resnet18,timm/resnet50]")
@@ -151,7 +158,7 @@ def find_device(net: SPPNet) -> torch.device:
     return next(net.parameters()).device
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run all comparisons, print them and write them as JSON."""
     options = parse_options(Options, arguments, "python benchmarks/multiview.py out=results/multiview.json")
     repeats, device = options.repeats, choose_device(options.device)
@@ -184,4 +191,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    end_in_one_line(lambda: main(sys.argv[1:]))
+    run_tool(main, sys.argv[1:])

@@ -8,6 +8,7 @@ import resource
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from PIL import Image
 from timing import describe_run, parse_options, write_json
 
 from spp_cls import build_net
-from spp_cls.cli.errors import end_in_one_line
+from spp_cls.cli.arguments import run_tool
 from spp_cls.cli.schema import key
 from spp_cls.data.sources import open_source
 from spp_cls.evaluation import evaluate
@@ -42,7 +43,7 @@ def measure(root: str, max_pixels: int, protocol: str) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Measure each bound in a new process, print the sizes and write them as JSON."""
     options = parse_options(Options, arguments, "python benchmarks/peak_memory.py out=results/peak_memory.json")
     if options.measure:
@@ -68,4 +69,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    end_in_one_line(lambda: main(sys.argv[1:]))
+    run_tool(main, sys.argv[1:])

@@ -4,28 +4,33 @@ On a GPU, where there is one.
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-import timing
 import torch
-from timing import LevelByLevel, choose_device, describe_run, parse_options, time_in_turns, write_json
+from timing import (
+    LAYOUTS,
+    LayerOptions,
+    LevelByLevel,
+    choose_device,
+    describe_run,
+    parse_options,
+    time_in_turns,
+    write_json,
+)
 from torch import Tensor
 
 from spp_cls import SpatialPyramidPool
-from spp_cls.cli.errors import end_in_one_line
+from spp_cls.cli.arguments import run_tool
 from spp_cls.cli.schema import key
 from spp_cls.cli.terminal import format_table
 
-LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
-
 
 @dataclass(frozen=True)
-class Options(timing.Options):
+class Options(LayerOptions):
     """The keys of this script."""
 
-    compiled: bool = key(True, help="measure the compiled layer too")
     repeats: int = key(25, least=1, help="turns of each side, whose medians count")
     shape: tuple[int, ...] = key((128, 256, 13, 13), least=1, help="shape of the maps: N, C, H, W")
 
@@ -35,7 +40,7 @@ def step(pool: Callable[[Tensor], Tensor], maps: Tensor, gradient: Tensor) -> Te
     return torch.autograd.grad(pool(maps), maps, gradient)[0]
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Compare in both layouts, print a table and write it as JSON."""
     options = parse_options(Options, arguments, "python benchmarks/spp.py out=results/spp.json")
     device = choose_device(options.device)
@@ -61,4 +66,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    end_in_one_line(lambda: main(sys.argv[1:]))
+    run_tool(main, sys.argv[1:])

@@ -22,10 +22,13 @@ from spp_cls.models.specs import SPECS
 
 Schema = TypeVar("Schema")
 
+# Of the maps that a layer is measured on.
+LAYOUTS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+
 
 @dataclass(frozen=True)
-class Options:
-    """The keys that all scripts share."""
+class SharedOptions:
+    """The keys that the scripts share."""
 
     out: str | None = key(None, help="JSON file to write the results to")
     repeats: int = key(5, least=1, help="turns of each side, whose medians count")
@@ -33,7 +36,14 @@ class Options:
 
 
 @dataclass(frozen=True)
-class StepOptions(Options):
+class LayerOptions(SharedOptions):
+    """The keys that the scripts of a single layer share."""
+
+    compiled: bool = key(True, help="measure the compiled layer too")
+
+
+@dataclass(frozen=True)
+class StepOptions(SharedOptions):
     """The keys that the scripts of training steps share."""
 
     nets: tuple[str, ...] = key(tuple(SPECS), help="networks to measure")

@@ -8,19 +8,18 @@ All with the same batch, layout (channels_last), precision and fused SGD, in one
 """
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import timm
 import torch
-from timing import Options as SharedOptions
-from timing import choose_device, describe_run, parse_options, time_in_turns, write_json
+from timing import SharedOptions, choose_device, describe_run, parse_options, time_in_turns, write_json
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spp_cls import build_net
-from spp_cls.cli.errors import end_in_one_line
+from spp_cls.cli.arguments import run_tool
 from spp_cls.cli.schema import key
 from spp_cls.data.loading.batch import Batch
 from spp_cls.training import LitClassifier
@@ -74,7 +73,7 @@ def create_steps(options: Options) -> dict[str, Callable[[], None]]:
     return steps
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Time the versions, print their speeds beside the bare loop and write them as JSON."""
     options = parse_options(
         Options, arguments, "python benchmarks/timm_step.py net=resnet18 out=results/timm_step.json"
@@ -96,4 +95,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    end_in_one_line(lambda: main(sys.argv[1:]))
+    run_tool(main, sys.argv[1:])

@@ -14,7 +14,7 @@ import itertools
 import json
 import multiprocessing
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from multiprocessing.connection import Connection
@@ -37,7 +37,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from spp_cls import SPPNet, build_net
-from spp_cls.cli.errors import end_in_one_line
+from spp_cls.cli.arguments import run_tool
 from spp_cls.cli.schema import key
 from spp_cls.cli.terminal import format_table
 from spp_cls.models.specs import SPECS
@@ -168,7 +168,7 @@ class Version:
         self.process.join()
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Compare all nets at all sizes, print a table and write it as JSON."""
     options = parse_options(Options, arguments, "python benchmarks/train_step.py nets=zf5 out=results/train_step.json")
     device = choose_device(options.device)
@@ -257,4 +257,4 @@ def make_table(steps: list[dict[str, Any]]) -> str:
 
 
 if __name__ == "__main__":
-    end_in_one_line(lambda: main(sys.argv[1:]))
+    run_tool(main, sys.argv[1:])

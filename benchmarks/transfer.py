@@ -17,10 +17,18 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from timing import Options, choose_device, count_multiply_adds, describe_run, parse_options, time_in_turns, write_json
+from timing import (
+    SharedOptions,
+    choose_device,
+    count_multiply_adds,
+    describe_run,
+    parse_options,
+    time_in_turns,
+    write_json,
+)
 
 from spp_cls import SPPNet, build_net
-from spp_cls.cli.errors import end_in_one_line
+from spp_cls.cli.arguments import run_tool
 from spp_cls.cli.schema import key
 from spp_cls.data.sources import ImageSource
 from spp_cls.data.sources.files import open_class_folders
@@ -34,7 +42,7 @@ WIDTH, HEIGHT = 500, 375
 
 
 @dataclass(frozen=True)
-class TransferOptions(Options):
+class Options(SharedOptions):
     """The keys of this script."""
 
     repeats: int = key(3, least=1, help="turns of each side, whose medians count")
@@ -103,7 +111,7 @@ def measure(root: Path, count: int, width: float, sides: Sequence[int]) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 
 
-def measure_memory(options: TransferOptions) -> dict[str, int]:
+def measure_memory(options: Options) -> dict[str, int]:
     """Measure few and many images, each in a new process."""
     sizes: dict[str, int] = {}
     for count in (options.few, options.many):
@@ -116,9 +124,9 @@ def measure_memory(options: TransferOptions) -> dict[str, int]:
     return sizes
 
 
-def main(arguments: list[str]) -> None:
+def main(arguments: Sequence[str]) -> None:
     """Run both comparisons, print them and write them as JSON."""
-    options = parse_options(TransferOptions, arguments, "python benchmarks/transfer.py out=results/transfer_speed.json")
+    options = parse_options(Options, arguments, "python benchmarks/transfer.py out=results/transfer_speed.json")
     if options.measure:
         root, count = options.measure.split(":")
         print(measure(Path(root), int(count), options.width, options.sides))
@@ -140,4 +148,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    end_in_one_line(lambda: main(sys.argv[1:]))
+    run_tool(main, sys.argv[1:])
