@@ -32,11 +32,10 @@ from spp_cls.cli.schema import key
 from spp_cls.data.loading.batch import normalize
 from spp_cls.data.transforms.crops import find_corner
 from spp_cls.evaluation import PROTOCOLS, Cut, View, view_features
-from spp_cls.evaluation.images import get_cut
+from spp_cls.evaluation.images import MAX_PIXELS, get_cut
 from spp_cls.evaluation.windows import find_cells
 from spp_cls.models.timm_backbone import PREFIX
 
-MAX_PIXELS = 8_000_000
 WINDOW = 224
 
 
@@ -79,7 +78,7 @@ def compare_views(net: SPPNet, protocol: str, images: int, repeats: int) -> dict
     runs: dict[str, Callable[[], Any]] = {}
     for name, views in (("crops", on_crops), ("maps", on_maps)):
         cuts = draw_images(views, images, device)
-        runs[name] = partial(view_features, net, cuts, views, max_pixels=MAX_PIXELS)
+        runs[name] = partial(view_features, net, cuts, views)
     work = {name: count_multiply_adds(net, run) for name, run in runs.items()}
     seconds = time_in_turns(runs, repeats, device)
     return {
@@ -108,7 +107,7 @@ def measure_pooling(net: SPPNet, repeats: int) -> dict[str, Any]:
     ]
     windows = torch.tensor(boxes, device=device)
     runs = {
-        "scale": lambda: view_features(net, cuts, views, max_pixels=MAX_PIXELS),
+        "scale": lambda: view_features(net, cuts, views),
         "pool_windows": lambda: pool_windows(maps, windows, net.pool.levels),
     }
     seconds = time_in_turns(runs, 3 * repeats, device)

@@ -22,8 +22,9 @@ from spp_cls.cli.arguments import run_tool
 from spp_cls.cli.schema import key
 from spp_cls.data.sources import open_source
 from spp_cls.evaluation import evaluate
+from spp_cls.evaluation.images import MAX_PIXELS
 
-BOUNDS = (500_000, 2_000_000, 8_000_000)
+BOUNDS = (MAX_PIXELS // 16, MAX_PIXELS // 4, MAX_PIXELS)
 
 
 @dataclass(frozen=True)

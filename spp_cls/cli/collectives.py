@@ -9,11 +9,16 @@ from torch.distributed import ReduceOp
 Value = TypeVar("Value")
 
 
+def get_world_size() -> int:
+    """Return the number of processes of the run."""
+    return torch.distributed.get_world_size() if _are_several() else 1
+
+
 def all_gather(value: Value) -> list[Value]:
     """Return the value of every process, in the order of their ranks. Every process must call it."""
     if not _are_several():
         return [value]
-    values: list[Value | None] = [None] * torch.distributed.get_world_size()
+    values: list[Value | None] = [None] * get_world_size()
     torch.distributed.all_gather_object(values, value)
     return cast(list[Value], values)
 

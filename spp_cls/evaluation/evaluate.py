@@ -12,7 +12,7 @@ from spp_cls.cli.collectives import all_gather
 from spp_cls.cli.errors import UserError
 from spp_cls.data.sources import ImageSource
 from spp_cls.evaluation.features import view_features
-from spp_cls.evaluation.images import get_cuts, load_cuts
+from spp_cls.evaluation.images import MAX_PIXELS, get_cuts, load_cuts
 from spp_cls.evaluation.predictions import Predictions
 from spp_cls.evaluation.protocols import Protocol, get_protocol
 from spp_cls.models.net import SPPNet
@@ -23,7 +23,7 @@ def evaluate(
     source: ImageSource,
     protocols: Sequence[str | Protocol],
     fabric: Fabric | None = None,
-    max_pixels: int = 8_000_000,
+    max_pixels: int = MAX_PIXELS,
     num_workers: int = 0,
     progress: bool = True,
     timeout: float = 0,

@@ -9,7 +9,7 @@ from torch import Tensor
 from spp_cls.cli.errors import UserError
 from spp_cls.data.loading.batch import normalize
 from spp_cls.data.transforms.crops import find_corner
-from spp_cls.evaluation.images import Cut, get_cut
+from spp_cls.evaluation.images import MAX_PIXELS, Cut, get_cut
 from spp_cls.evaluation.protocols import View
 from spp_cls.evaluation.windows import find_cells
 from spp_cls.models.net import SPPNet
@@ -27,7 +27,7 @@ def view_features(
     images: Mapping[Cut, Tensor],
     views: Collection[View],
     layer: str = "logits",
-    max_pixels: int = 8_000_000,
+    max_pixels: int = MAX_PIXELS,
 ) -> dict[View, Tensor]:
     """Return the outputs of a layer for each view of N images of one shape: N vectors a view.
 

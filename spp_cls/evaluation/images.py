@@ -18,6 +18,9 @@ from spp_cls.data.transforms.crops import Position, compute_resized_shape, crop_
 from spp_cls.data.transforms.decode import Pixels
 from spp_cls.evaluation.protocols import REFERENCE_SIDE, View
 
+# Pixels of one pass through a network, where nothing else is said: the memory of a small GPU, and a busy one.
+MAX_PIXELS = 8_000_000
+
 # Headers that a worker reads before it answers.
 _HEADERS_OF_BATCH = 64
 

@@ -15,6 +15,7 @@ from spp_cls.cli.reading import is_folder
 from spp_cls.cli.schema import has_type
 from spp_cls.data.sources import ImageSource, SourceIdentity
 from spp_cls.evaluation.evaluate import evaluate
+from spp_cls.evaluation.images import MAX_PIXELS
 from spp_cls.evaluation.predictions import Predictions
 from spp_cls.evaluation.protocols import PROTOCOLS, Protocol, get_protocol, make_protocol
 from spp_cls.evaluation.rows import Row, describe_hardware, find_version, hash_file
@@ -102,7 +103,7 @@ def evaluate_checkpoints(
     fabric: Fabric,
     *,
     precision: str = "32-true",
-    max_pixels: int = 8_000_000,
+    max_pixels: int = MAX_PIXELS,
     num_workers: int = 0,
     timeout: float = 0,
     done: Collection[tuple[str, ...]] = (),

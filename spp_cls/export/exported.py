@@ -22,7 +22,8 @@ from spp_cls.models.checkpoint import (
     convert_old_config,
     create_config_from_dict,
 )
-from spp_cls.models.net import NetConfig, SPPNet, create_net
+from spp_cls.models.config import NetConfig
+from spp_cls.models.net import SPPNet, create_net
 
 # Names of an exported network's input and output.
 INPUT, OUTPUT = "images", "logits"

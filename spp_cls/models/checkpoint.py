@@ -16,7 +16,8 @@ from torch import Tensor
 from spp_cls.cli.errors import UserError, shorten
 from spp_cls.cli.reading import check_archive, is_file, is_folder, read_json
 from spp_cls.cli.schema import create_from_plain, key
-from spp_cls.models.net import NetConfig, SPPNet, create_net
+from spp_cls.models.config import NetConfig
+from spp_cls.models.net import SPPNet, create_net
 
 CONFIG_KEY = "net_config"
 

@@ -89,9 +89,8 @@ def pool_windows(maps: Tensor, windows: Tensor, levels: Sequence[int]) -> Tensor
     maps".
     """
     # A maximum is exact in any type, and roi_pool has no bfloat16.
-    values, rois = maps.float(), windows.to(dtype=torch.float32)
-    if maps.dtype == torch.float64:
-        values, rois = maps, windows.to(dtype=torch.float64)
+    dtype = torch.promote_types(maps.dtype, torch.float32)
+    values, rois = maps.to(dtype), windows.to(dtype)
     grids: dict[int, Tensor] = {}
     for n, finer in find_finer_levels(levels).items():
         grids[n] = F.max_pool2d(grids[finer], finer // n) if finer else _pool_level(values, rois, n)

@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from spp_cls.cli.errors import UserError, suggest
 from spp_cls.cli.schema import has_type
 from spp_cls.models.checkpoint import load_net
-from spp_cls.models.net import NetConfig, SPPNet
+from spp_cls.models.config import NetConfig
+from spp_cls.models.net import SPPNet
 
 # Weights are of use only in the layers, and at the scale of the input, that they were learned with.
 _SAME = ("name", "width", "in_chans", "std")
 
-# Of more layers only the number is told.
+# Of more layers of the backbone only the number is told.
 _MOST_NAMES = 12
 
 
@@ -52,7 +53,7 @@ def init_from(net: SPPNet, path: str | Path) -> str:
         sources = _get_values(other.get_submodule(name)) if name in layers_there else {}
         if layer is net.get_classifier() and (difference := _compare_classes(net.config, other.config)):
             new.append(f"{name} ({difference})")
-        elif {key: value.shape for key, value in values.items()} != {k: v.shape for k, v in sources.items()}:
+        elif _get_shapes(values) != _get_shapes(sources):
             new.append(f"{name} (another shape)")
         elif layer is first_fc and bins is None:
             new.append(f"{name} (other bins)")
@@ -67,6 +68,10 @@ def _get_values(layer: nn.Module) -> dict[str, Tensor]:
     """Return the parameters and buffers of a layer itself, those that checkpoints have."""
     buffers = {key: value for key, value in layer._buffers.items() if key not in layer._non_persistent_buffers_set}
     return {key: value for key, value in {**layer._parameters, **buffers}.items() if value is not None}
+
+
+def _get_shapes(values: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {key: value.shape for key, value in values.items()}
 
 
 def _list_names(names: list[str]) -> str:

@@ -10,7 +10,7 @@ from timm.layers import BatchNormAct2d, convert_sync_batchnorm
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from spp_cls.cli.collectives import all_reduce
+from spp_cls.cli.collectives import all_reduce, get_world_size
 
 
 @torch.no_grad()
@@ -19,13 +19,11 @@ def average_buffers(module: nn.Module) -> None:
 
     A running mean is linear in what it was before, so how often this is done changes it by rounding alone.
     """
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return
     buffers = [buffer for buffer in module.buffers() if buffer.is_floating_point()]
-    if buffers:
+    if buffers and (world_size := get_world_size()) > 1:
         # In float64, so that equal values stay as they are.
         values = torch.cat([buffer.double().flatten() for buffer in buffers])
-        means = (all_reduce(values) / torch.distributed.get_world_size()).split([b.numel() for b in buffers])
+        means = (all_reduce(values) / world_size).split([b.numel() for b in buffers])
         for buffer, mean in zip(buffers, means, strict=True):
             buffer.copy_(mean.view_as(buffer))
 

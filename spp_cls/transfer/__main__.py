@@ -20,6 +20,7 @@ from spp_cls.cli.targets import import_plugins
 from spp_cls.cli.terminal import format_table
 from spp_cls.data.loading.workers import count_workers
 from spp_cls.evaluation.csv_files import check_writable
+from spp_cls.evaluation.images import MAX_PIXELS
 from spp_cls.evaluation.rows import describe_hardware
 from spp_cls.models.net import SPPNet
 from spp_cls.transfer.datasets import TransferData, open_transfer_data
@@ -80,7 +81,9 @@ class Options:
     classes: str | None = key(None, help="CSV file for the figures of each class")
     predictions: str | None = key(None, help="CSV file for the scores of the test images")
     results: str = key("results", help="folder of paper.csv, whose figures are printed beside ours")
-    max_pixels: int | None = key(None, least=1, help="pixels of one pass; null: one image on CPUs, 8000000 on GPUs")
+    max_pixels: int | None = key(
+        None, least=1, help=f"pixels of one pass; null: one image on CPUs, {MAX_PIXELS} on GPUs"
+    )
     accelerator: str = key("auto", name="trainer.accelerator", help="auto, gpu, cpu")
     devices: Any = key(
         1, name="trainer.devices", help="processes, one a device: a number, a list of devices, auto", **DEVICES

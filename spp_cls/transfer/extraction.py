@@ -15,7 +15,8 @@ from tqdm import tqdm
 
 from spp_cls.cli.errors import UserError
 from spp_cls.data.sources import ImageSource
-from spp_cls.evaluation.images import Cut, load_cuts
+from spp_cls.data.sources.identity import hash_list
+from spp_cls.evaluation.images import MAX_PIXELS, Cut, load_cuts
 from spp_cls.evaluation.rows import find_version
 from spp_cls.models.checkpoint import convert_config_to_dict
 from spp_cls.models.net import SPPNet
@@ -35,14 +36,6 @@ def hash_net(net: SPPNet) -> str:
     return digest.hexdigest()
 
 
-def hash_names(source: ImageSource) -> str:
-    """Return the SHA-256 of the names of all images, in their order."""
-    digest = hashlib.sha256()
-    for index in range(len(source)):
-        digest.update(source.name(index).encode(errors="surrogateescape") + b"\0")
-    return digest.hexdigest()
-
-
 def create_store(
     net: SPPNet, source: ImageSource, features: Sequence[Feature], folder: str | Path, precision: str = "32-true"
 ) -> FeatureStore:
@@ -59,17 +52,17 @@ def create_store(
 def open_store(net: SPPNet, source: ImageSource, folder: str | Path, precision: str = "32-true") -> FeatureStore:
     """Open a folder that create_store has made, in another process."""
     identity = {
-        "network": hash_net(net), "data": hash_names(source), "precision": precision, "spp_cls": find_version(),
+        "network": hash_net(net), "data": hash_list(source), "precision": precision, "spp_cls": find_version(),
     }  # fmt: skip
     return FeatureStore(folder, identity, len(source))
 
 
 def get_max_pixels(device: torch.device, max_pixels: int | None) -> int:
-    """Return the pixels of one pass: what was asked for, else one image on a CPU and 8 million pixels on a GPU.
+    """Return the pixels of one pass: what was asked for, else one image on a CPU and MAX_PIXELS on a GPU.
 
     On a CPU a batch saves little time, and the last bits of an image's features would depend on the others in it.
     """
-    return max_pixels or (1 if device.type == "cpu" else 8_000_000)
+    return max_pixels or (1 if device.type == "cpu" else MAX_PIXELS)
 
 
 def extract_features(
@@ -85,10 +78,9 @@ def extract_features(
 ) -> int:
     """Write the features of all images that the store lacks; return how many images were read.
 
-    create_store has made the files of `features`, in one of the processes.
-
-    The images are divided among the processes of the fabric without padding. On a CPU each image goes through the
-    network alone: its features are, bit for bit, those of the network on this image, for any number of processes.
+    create_store has made the files of `features`, in one of the processes. The images are divided among the processes
+    of the fabric without padding. On a CPU each image goes through the network alone: its features are, bit for bit,
+    those of the network on this image, for any number of processes.
 
     Raises:
         UserError: if the store cannot be written, or workers take longer than `timeout` seconds for a batch.
