@@ -19,7 +19,7 @@ from PIL import Image
 
 from spp_cls import SPPNet, build_net
 from spp_cls.cli.arguments import run_tool
-from spp_cls.data.loading.batch import normalize
+from spp_cls.data.loading.batch import Batch, normalize
 from spp_cls.export.formats import export_net
 
 REPOSITORY = Path(__file__).parent.parent
@@ -61,6 +61,16 @@ def image_folder(tmp_path: Path) -> Path:
 @pytest.fixture(scope="session")
 def shared_image_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_image_folder(tmp_path_factory.mktemp("shared") / "images")
+
+
+def load_epochs(data: Any, epochs: int = 2) -> list[Batch]:
+    """Return the training batches of the first epochs of a data module."""
+    loader = data.train_dataloader()
+    found: list[Batch] = []
+    for epoch in range(epochs):
+        loader.sampler.set_epoch(epoch)
+        found += list(loader)
+    return found
 
 
 Result = subprocess.CompletedProcess[str]

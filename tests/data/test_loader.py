@@ -22,19 +22,11 @@ from spp_cls.data.loading.workers import count_cpus, count_workers
 from spp_cls.data.sources import open_source
 from spp_cls.data.sources.packing import PackSettings, pack
 from spp_cls.training.module import LitClassifier
+from tests.conftest import load_epochs
 
 
 def data_of(root: Path, kind: str = "imagefolder", workers: int = 0, **options: Any) -> ImageNetDataModule:
     return ImageNetDataModule(kind, str(root), batch_size=6, num_workers=workers, crop=112, seed=3, **options)
-
-
-def batches(data: ImageNetDataModule, epochs: int = 2) -> list[Batch]:
-    loader = data.train_dataloader()
-    found = []
-    for epoch in range(epochs):
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-        found += list(loader)
-    return found
 
 
 def assert_equal(ours: list[Batch], theirs: list[Batch]) -> None:
@@ -53,11 +45,11 @@ def packed(shared_image_folder: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 @pytest.mark.parametrize("workers", [1, 4])
 def test_batches_do_not_depend_on_workers_or_on_packing(shared_image_folder: Path, packed: Path, workers: int) -> None:
-    alone = batches(data_of(shared_image_folder))
+    alone = load_epochs(data_of(shared_image_folder))
     assert len(alone) == 8
     assert all(batch.images.is_contiguous(memory_format=torch.channels_last) for batch in alone)
-    assert_equal(alone, batches(data_of(shared_image_folder, workers=workers)))
-    assert_equal(alone, batches(data_of(packed, "packed", workers)))
+    assert_equal(alone, load_epochs(data_of(shared_image_folder, workers=workers)))
+    assert_equal(alone, load_epochs(data_of(packed, "packed", workers)))
 
 
 def test_two_processes_share_the_same_batches(shared_image_folder: Path) -> None:
@@ -70,7 +62,7 @@ def test_two_processes_share_the_same_batches(shared_image_folder: Path) -> None
             for b in some
         ]
 
-    whole = by_index(batches(data_of(shared_image_folder), epochs=1))
+    whole = by_index(load_epochs(data_of(shared_image_folder), epochs=1))
     chunks = []
     for rank in range(2):
         data = data_of(shared_image_folder)
@@ -85,9 +77,9 @@ def test_images_on_the_device_give_the_same_batches(image_folder: Path) -> None:
     damaged = image_folder / "train/green/1.jpg"
     damaged.write_bytes(damaged.read_bytes()[:-200])
     ours, theirs = data_of(image_folder, cache="device"), data_of(image_folder)
-    assert_equal(batches(ours), batches(theirs))
-    assert sorted({m for b in batches(ours) for m in b.replaced}) == sorted(
-        {m for b in batches(theirs) for m in b.replaced}
+    assert_equal(load_epochs(ours), load_epochs(theirs))
+    assert sorted({m for b in load_epochs(ours) for m in b.replaced}) == sorted(
+        {m for b in load_epochs(theirs) for m in b.replaced}
     )
     assert ours.train_dataloader().num_workers == 0
 

@@ -29,7 +29,7 @@ from spp_cls.data.transforms.shapes import TrainingShapes, compute_shape, resize
 from spp_cls.data.transforms.sizes import choose_size, list_sizes
 from spp_cls.models.checkpoint import load_checkpoint
 from spp_cls.training.module import LitClassifier
-from tests.conftest import write_image
+from tests.conftest import load_epochs, write_image
 from tests.data.test_transforms import ramp
 
 # Widths and heights of photographs, and some that no bucket fits.
@@ -195,15 +195,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def create_data(root: Path, workers: int = 0, **options: Any) -> ImageNetDataModule:
     given = {"batch_size": 6, "crop": 32, "seed": 3, "shape": "natural", **options}
     return ImageNetDataModule("imagefolder", str(root), num_workers=workers, **given)
-
-
-def load_epochs(data: ImageNetDataModule, epochs: int = 2) -> list[Any]:
-    loader = data.train_dataloader()
-    found = []
-    for epoch in range(epochs):
-        loader.sampler.set_epoch(epoch)  # type: ignore[attr-defined]
-        found += list(loader)
-    return found
 
 
 class TestEpochs:

@@ -19,6 +19,7 @@ from spp_cls.models.net import SPPNet
 from spp_cls.training import Compilation, LitClassifier
 from spp_cls.training.acceleration import warm_up
 from tests.gpu.conftest import measure_distance
+from tests.training.test_acceleration import KeepWeights, assert_average
 
 pytestmark = pytest.mark.gpu
 
@@ -243,21 +244,8 @@ def test_training_in_mixed_precision(
     assert ("scale" in saved.get("MixedPrecision", {})) == (precision == "16-mixed")
 
 
-class KeepWeights(Callback):
-    def __init__(self) -> None:
-        self.weights: list[Tensor] = []
-
-    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
-        self.weights.append(module.net.head.classifier.weight.detach().cpu().clone())
-
-
 def test_checkpoints_have_the_moving_average(accelerator: str, shared_image_folder: Path, tmp_path: Path) -> None:
     keep = KeepWeights()
     _, trainer = fit(shared_image_folder, accelerator, keep, EMAWeightAveraging(decay=0.75))
     trainer.save_checkpoint(tmp_path / "end.ckpt")
-    average = keep.weights[0]
-    for weight in keep.weights[1:]:
-        average = 0.75 * average + 0.25 * weight
-    found = spp_cls.load_net(tmp_path / "end.ckpt").head.classifier.weight
-    torch.testing.assert_close(found, average, rtol=1e-5, atol=1e-7)
-    assert not torch.allclose(found, keep.weights[-1], rtol=1e-5, atol=1e-7)
+    assert_average(keep.weights, tmp_path / "end.ckpt")

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -175,19 +176,24 @@ class KeepWeights(Callback):
     def __init__(self) -> None:
         self.weights: list[Tensor] = []
 
-    def on_train_batch_end(self, trainer, module, *_) -> None:
-        self.weights.append(module.net.head.classifier.weight.detach().clone())
+    def on_train_batch_end(self, trainer: pl.Trainer, module: Any, *_: Any) -> None:
+        self.weights.append(module.net.head.classifier.weight.detach().cpu().clone())
+
+
+def assert_average(weights: list[Tensor], checkpoint: Path) -> None:
+    """Compare the classifier of a checkpoint with the moving average, of decay 0.75, of its weights after each step."""
+    average = weights[0]
+    for weight in weights[1:]:
+        average = 0.75 * average + 0.25 * weight
+    found = spp_cls.load_net(checkpoint).head.classifier.weight
+    torch.testing.assert_close(found, average, rtol=1e-5, atol=1e-7)
+    assert not torch.allclose(found, weights[-1], rtol=1e-5, atol=1e-7)
 
 
 def test_checkpoints_have_the_moving_average(shared_image_folder: Path, tmp_path: Path) -> None:
     keep = KeepWeights()
     fit(shared_image_folder, tmp_path, keep, EMAWeightAveraging(decay=0.75))
-    average = keep.weights[0]
-    for weight in keep.weights[1:]:
-        average = 0.75 * average + 0.25 * weight
-    found = spp_cls.load_net(tmp_path / "end.ckpt").head.classifier.weight
-    torch.testing.assert_close(found, average, rtol=1e-5, atol=1e-7)
-    assert not torch.allclose(found, keep.weights[-1], rtol=1e-5, atol=1e-7)
+    assert_average(keep.weights, tmp_path / "end.ckpt")
 
 
 @pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="the C library is not glibc")
