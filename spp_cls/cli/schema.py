@@ -66,7 +66,7 @@ def check_fields(values: Any, prefix: str = "") -> None:
 
 def _check_field(each: Field[Any], hint: Any, value: Any, prefix: str) -> None:
     if not has_type(value, hint) or not _in_range(value, each.metadata):
-        raise UserError(f"{prefix}{get_key(each)} is {describe_field(each, hint)}, not {_shorten(value)}")
+        raise UserError(f"{prefix}{get_key(each)} is {describe_field(each, hint)}, not {_show(value)}")
 
 
 def create_from_plain(schema: type[Schema], values: Any, name: str = "") -> Schema:
@@ -182,7 +182,7 @@ def _in_range(value: Any, limits: Mapping[str, Any]) -> bool:
     )
 
 
-def _shorten(value: Any) -> str:
+def _show(value: Any) -> str:
     try:
         text = repr(value)
     except (RecursionError, ValueError):

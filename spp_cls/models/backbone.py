@@ -177,7 +177,13 @@ _FACTORIES: dict[str, BackboneFactory] = {}
 
 
 def register_backbone(name: str) -> Callable[[BackboneFactory], BackboneFactory]:
-    """Decorate a Backbone class, or a function, called with (in_chans, width): build_net and model.name know it."""
+    """Decorate a Backbone class, or a function, called with (in_chans, width): build_net and model.name know it.
+
+    Raises:
+        UserError: if the name is that of a network of Table 1.
+    """
+    if name in SPECS:
+        raise UserError(f"there is a network {name} already; register the backbone under another name")
 
     def register(factory: BackboneFactory) -> BackboneFactory:
         _FACTORIES[name] = factory

@@ -133,8 +133,12 @@ def find_net(options: Options) -> tuple[SPPNet, NetFacts]:
     """Open or build the network that the keys name.
 
     Raises:
-        UserError: if they name none or two, or it cannot be had.
+        UserError: if they name none or two, contradict each other, or it cannot be had.
     """
+    if options.name and options.untrained:
+        raise UserError("untrained=true is for ckpt=PATH; without model.pretrained=true model.name=NAME is untrained")
+    if options.ckpt and options.pretrained:
+        raise UserError("model.pretrained=true is for model.name=NAME; ckpt=PATH has weights of its own")
     if options.ckpt and options.name is None:
         return open_net(options.ckpt, options.untrained, options.seed)
     if options.name and options.ckpt is None:

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from lightning_fabric import Fabric
 from numpy.typing import NDArray
 from tqdm import tqdm
@@ -135,9 +134,3 @@ def choose_sides(results: Sequence[DrawResult]) -> list[DrawResult]:
     for result in results:
         groups.setdefault((result.feature.layer, result.feature.view, result.draw), []).append(result)
     return [max(members, key=lambda each: each.validation or 0.0) for members in groups.values()]
-
-
-def list_best_classes(scores: Scores, count: int = 5) -> tuple[NDArray[np.int64], Scores]:
-    """Return the classes of the highest scores of each image, best first, and these scores."""
-    best = torch.from_numpy(scores).topk(min(count, scores.shape[1]), dim=1)
-    return best.indices.numpy(), best.values.numpy()

@@ -11,8 +11,9 @@ import torch
 
 from spp_cls.evaluation import csv_files
 from spp_cls.evaluation.rows import find_version
+from spp_cls.models.head import find_best_classes
 from spp_cls.transfer.datasets import TransferData
-from spp_cls.transfer.experiment import DrawResult, list_best_classes
+from spp_cls.transfer.experiment import DrawResult
 from spp_cls.transfer.nets import NetFacts
 
 
@@ -159,7 +160,7 @@ def write_predictions(data: TransferData, results: Sequence[DrawResult], path: s
 
 def _list_prediction_lines(data: TransferData, result: DrawResult) -> Iterator[tuple[object, ...]]:
     assert result.scores is not None
-    classes, best = list_best_classes(result.scores)
+    best, classes = (values.numpy() for values in find_best_classes(torch.from_numpy(result.scores)))
     for row, index in enumerate(data.splits[result.draw].test.tolist()):
         marks = {1: "{}", 0: "({})", -1: ""}
         labels = (marks[value].format(name) for name, value in zip(data.class_names, data.targets[index], strict=True))

@@ -123,6 +123,9 @@ def test_layers_without_one_geometry_are_refused() -> None:
 
 
 def test_a_registered_backbone_is_a_network_of_build_net() -> None:
+    with pytest.raises(UserError, match="there is a network zf5 already"):
+        register_backbone("zf5")
+
     @register_backbone("test_chain")
     def create_chain(in_chans: int, width: float) -> Backbone:
         return Chain(nn.Conv2d(in_chans, round(8 * width), 3, stride=2), nn.ReLU())

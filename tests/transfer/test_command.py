@@ -182,6 +182,8 @@ def test_new_weights_an_exported_folder_and_an_image_folder(folder: Path, tool: 
         (("trainer.devices=0",), "error: trainer: "),
         (("trainer.devices=5000",), "trainer.devices is a value whose numbers are from -1 to 4096, not 5000"),
         (("model.name=zf5",), "error: give a network: ckpt=PATH, or model.name=NAME"),
+        (("model.name=zf5", "untrained=true"), "error: untrained=true is for ckpt=PATH; "),
+        (("model.pretrained=true",), "error: model.pretrained=true is for model.name=NAME; "),
     ],
 )
 def test_mistakes(keys: tuple[str, ...], message: str, folder: Path, tool: Tool) -> None:
