@@ -170,7 +170,7 @@ def test_new_weights_an_exported_folder_and_an_image_folder(folder: Path, tool: 
     ("keys", "message"),
     [
         (("data.root=results",), "error: there is no folder results; set data.root"),
-        (("train=7",), "has 7 images; train=7 needs 8 or more of each class"),
+        (("train=7",), "has 7 images; 7 to train and one to test are needed"),
         (("layer=[pool,fc6]",), "error: the network has no layer 'fc6'; choose among maps:conv1, "),
         (("side=8", "view=full"), "the smallest side it takes is"),
         (("side=48", "view=crop"), "error: side=48 is smaller than the crop of 64"),
