@@ -21,8 +21,8 @@ _ENCODING: dict[str, Any] = {"newline": "", "encoding": "utf-8", "errors": "surr
 
 
 @dataclass(frozen=True)
-class RowSchema:
-    """The rows of a kind of file: the dataclass whose fields are the columns, and the program that writes them.
+class RowFile:
+    """A kind of file of rows: the dataclass whose fields are the columns, and the program that writes them.
 
     Files of an earlier version are read without `new_columns`.
     """
@@ -41,24 +41,64 @@ class RowSchema:
         """Names of the columns of an earlier version."""
         return [name for name in self.columns if name not in self.new_columns]
 
+    def append(self, rows: Iterable[Any], path: str | Path) -> None:
+        """Add rows to the file of the key `out`, or make it with a header; several processes may add to one file.
 
-def append_rows(schema: RowSchema, rows: Iterable[Any], path: str | Path) -> None:
-    """Add rows to the file of the key `out`, or make it with a header; several processes may add to one file.
+        Raises:
+            UserError: if the file has other columns or is damaged, or cannot be written.
+        """
+        path = Path(path)
+        with explain_write_errors(path, "out"):
+            if path.exists():
+                check_regular(path)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with _open_alone(path) as file:
+                written = self._read(file, path)
+                with replace_atomically(path.resolve()) as unfinished, unfinished.open("w", **_ENCODING) as new:
+                    writer = csv.DictWriter(new, self.columns)
+                    writer.writeheader()
+                    writer.writerows([*written, *map(asdict, rows)])
 
-    Raises:
-        UserError: if the file has other columns or is damaged, or cannot be written.
-    """
-    path = Path(path)
-    with explain_write_errors(path, "out"):
-        if path.exists():
+    def read(self, path: str | Path) -> list[dict[str, str]]:
+        """Read the rows of a file that `append` wrote, as text; no file, or an empty one, means no rows.
+
+        Raises:
+            UserError: if it is no file, has other columns, or a cell is not of its column's kind.
+        """
+        path = Path(path)
+        try:
+            if not path.exists():
+                return []
             check_regular(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _open_alone(path) as file:
-            written = _read_rows(schema, file, path)
-            with replace_atomically(path.resolve()) as unfinished, unfinished.open("w", **_ENCODING) as new:
-                writer = csv.DictWriter(new, schema.columns)
-                writer.writeheader()
-                writer.writerows([*written, *map(asdict, rows)])
+            with path.open(**_ENCODING) as file:
+                return self._read(file, path)
+        except OSError as error:
+            raise UserError(f"cannot read the results {path}: {error.strerror}; name another file") from error
+
+    def _read(self, file: IO[str], path: Path) -> list[dict[str, str]]:
+        hints = get_type_hints(self.row)
+        try:
+            reader = csv.DictReader(file)
+            columns = reader.fieldnames or self.columns
+            # A file that is not text has other columns too.
+            if columns not in (self.columns, self.old_columns):
+                raise UserError(
+                    f"{path} has other columns than results of {self.program}; move it away or name another file"
+                )
+            rows = list(reader)
+        except csv.Error as error:
+            raise UserError(
+                f"{path} is not a file of results of {self.program} ({error}); name another file"
+            ) from error
+        for number, row in enumerate(rows, start=1):
+            # A row of an earlier version in a file that has grown since has nothing in the new columns.
+            filled = [name for name in columns if row[name] or name not in self.new_columns]
+            wrong = [name for name in filled if not _is_cell(row[name], hints[name])]
+            # DictReader keeps the rest of a long line under None.
+            if wrong or None in row:
+                reason = wrong[0] if wrong else "too many cells"
+                raise UserError(f"result {number} of {path} is damaged ({reason}); remove that line")
+        return [dict.fromkeys(self.new_columns, "") | row for row in rows]
 
 
 @contextmanager
@@ -77,48 +117,6 @@ def _open_alone(path: Path) -> Iterator[IO[str]]:
                 file.seek(0)
                 yield file
                 return
-
-
-def read_rows(schema: RowSchema, path: str | Path) -> list[dict[str, str]]:
-    """Read the rows of a file that append_rows wrote, as text; no file, or an empty one, means no rows.
-
-    Raises:
-        UserError: if it is no file, has other columns, or a cell is not of its column's kind.
-    """
-    path = Path(path)
-    try:
-        if not path.exists():
-            return []
-        check_regular(path)
-        with path.open(**_ENCODING) as file:
-            return _read_rows(schema, file, path)
-    except OSError as error:
-        raise UserError(f"cannot read the results {path}: {error.strerror}; name another file") from error
-
-
-def _read_rows(schema: RowSchema, file: IO[str], path: Path) -> list[dict[str, str]]:
-    hints = get_type_hints(schema.row)
-    try:
-        reader = csv.DictReader(file)
-        columns = reader.fieldnames or schema.columns
-        # A file that is not text has other columns too.
-        if columns not in (schema.columns, schema.old_columns):
-            raise UserError(
-                f"{path} has other columns than results of {schema.program}; move it away or name another file"
-            )
-        rows = list(reader)
-    except csv.Error as error:
-        raise UserError(f"{path} is not a file of results of {schema.program} ({error}); name another file") from error
-    for number, row in enumerate(rows, start=1):
-        # A row of an earlier version in a file that has grown since has nothing in the new columns.
-        filled = [name for name in columns if row[name] or name not in schema.new_columns]
-        wrong = [name for name in filled if not _is_cell(row[name], hints[name])]
-        # DictReader keeps the rest of a long line under None.
-        if wrong or None in row:
-            raise UserError(
-                f"result {number} of {path} is damaged ({wrong[0] if wrong else 'too many cells'}); remove that line"
-            )
-    return [dict.fromkeys(schema.new_columns, "") | row for row in rows]
 
 
 def _is_cell(text: str | None, hint: Any) -> bool:

@@ -3,7 +3,6 @@
 import hashlib
 import platform
 import tomllib
-from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,7 +10,7 @@ from pathlib import Path
 import torch
 
 from spp_cls.data.loading.workers import count_cpus
-from spp_cls.evaluation import csv_files
+from spp_cls.evaluation.csv_files import RowFile
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,8 @@ class Row:
 
 
 # The new columns are those that version 0.1 did not have.
-_SCHEMA = csv_files.RowSchema(Row, "eval.py", new_columns=("networks", "width", "seed", "data_digest", "stored_side"))
+ROW_FILE = RowFile(Row, "eval.py", new_columns=("networks", "width", "seed", "data_digest", "stored_side"))
+append_csv, read_csv = ROW_FILE.append, ROW_FILE.read
 
 
 def hash_file(path: str | Path) -> str:
@@ -78,21 +78,3 @@ def find_version() -> str:
     except PackageNotFoundError:
         project = Path(__file__).parents[2] / "pyproject.toml"
         return str(tomllib.loads(project.read_text())["project"]["version"])
-
-
-def append_csv(rows: Iterable[Row], path: str | Path) -> None:
-    """Add rows to a CSV file, or make one with a header; several processes may add to one file.
-
-    Raises:
-        UserError: if the file has other columns or is damaged, or cannot be written.
-    """
-    csv_files.append_rows(_SCHEMA, rows, path)
-
-
-def read_csv(path: str | Path) -> list[dict[str, str]]:
-    """Read the rows of a file that append_csv wrote, as text; no file, or an empty one, means no rows.
-
-    Raises:
-        UserError: if it is no file, has other columns, or a cell is not of its column's kind.
-    """
-    return csv_files.read_rows(_SCHEMA, path)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from spp_cls.evaluation import csv_files
+from spp_cls.evaluation.csv_files import RowFile, write_lines
 from spp_cls.evaluation.rows import find_version
 from spp_cls.models.head import find_best_classes
 from spp_cls.transfer.datasets import TransferData
@@ -100,28 +100,11 @@ def _deviation(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-_SCHEMA = csv_files.RowSchema(TransferRow, "spp_cls.transfer")
+ROW_FILE = RowFile(TransferRow, "spp_cls.transfer")
+append_rows, read_rows = ROW_FILE.append, ROW_FILE.read
 
 # The columns that the other files begin with.
 _PLACE = ("layer", "view", "side", "draw")
-
-
-def append_rows(rows: Sequence[TransferRow], path: str | Path) -> None:
-    """Add rows to a CSV file, or make one with a header; several processes may add to one file.
-
-    Raises:
-        UserError: if the file has other columns or is damaged, or cannot be written.
-    """
-    csv_files.append_rows(_SCHEMA, rows, path)
-
-
-def read_rows(path: str | Path) -> list[dict[str, str]]:
-    """Read the rows of a file that append_rows wrote, as text; no file, or an empty one, means no rows.
-
-    Raises:
-        UserError: if it is no file, has other columns, or a cell is not of its column's kind.
-    """
-    return csv_files.read_rows(_SCHEMA, path)
 
 
 def write_classes(data: TransferData, results: Sequence[DrawResult], path: str | Path) -> None:
@@ -131,7 +114,7 @@ def write_classes(data: TransferData, results: Sequence[DrawResult], path: str |
         UserError: if the file cannot be written.
     """
     metrics = ("ap_11", "ap_exact") if data.has_several_labels else ("accuracy",)
-    csv_files.write_lines(path, (*_PLACE, "class", *metrics), _list_class_lines(data, results), "classes")
+    write_lines(path, (*_PLACE, "class", *metrics), _list_class_lines(data, results), "classes")
 
 
 def _list_class_lines(data: TransferData, results: Sequence[DrawResult]) -> Iterator[tuple[object, ...]]:
@@ -155,7 +138,7 @@ def write_predictions(data: TransferData, results: Sequence[DrawResult], path: s
     best = [*(f"class{rank}" for rank in ranks), *(f"score{rank}" for rank in ranks)]
     header = (*_PLACE, "image", "label", *(names if data.has_several_labels else best))
     lines = (line for result in results for line in _list_prediction_lines(data, result))
-    csv_files.write_lines(path, header, lines, "predictions")
+    write_lines(path, header, lines, "predictions")
 
 
 def _list_prediction_lines(data: TransferData, result: DrawResult) -> Iterator[tuple[object, ...]]:

@@ -16,14 +16,14 @@ from spp_cls.data.loading.workers import count_cpus
 from spp_cls.data.sources import identify_source, open_source
 from spp_cls.evaluation.images import get_cuts, group_by_shape, load_cuts
 from spp_cls.evaluation.protocols import PROTOCOLS
-from spp_cls.evaluation.rows import _SCHEMA, append_csv, describe_hardware, read_csv
+from spp_cls.evaluation.rows import ROW_FILE, append_csv, describe_hardware, read_csv
 from spp_cls.evaluation.tables import build_measured_table, build_paper_tables, read_results
 from tests.conftest import CLASSES, Command, Tool, error_of, write_checkpoint, write_image, write_image_folder
 from tests.evaluation.test_tables import RESULTS, row
 from tests.test_train_and_eval import rows_of
 
 DIGEST = {"data_digest": "d"}
-COLUMNS = _SCHEMA.columns
+COLUMNS = ROW_FILE.columns
 
 
 def test_eight_processes_add_to_one_file(tmp_path: Path) -> None:
