@@ -1,4 +1,9 @@
-"""Small generated data for the tests."""
+"""Small generated data for the tests.
+
+The large libraries are imported where they are used: the process that hands the tests to others needs none of them.
+"""
+
+from __future__ import annotations
 
 import importlib
 import logging
@@ -7,31 +12,47 @@ import runpy
 import subprocess
 import sys
 import warnings
-from collections.abc import Callable, Generator
+import weakref
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
-from spp_cls import SPPNet, build_net
-from spp_cls.cli.arguments import run_tool
-from spp_cls.data.loading.batch import Batch, normalize
-from spp_cls.export.formats import export_net
+if TYPE_CHECKING:
+    import torch
+
+    from spp_cls import SPPNet
+    from spp_cls.data.loading.batch import Batch
+    from tests.server import Server
 
 REPOSITORY = Path(__file__).parent.parent
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # A process for each core already; threads of two of them, and of what they start, would wait for each other.
-    torch.set_num_threads(1)
+    # PyTorch reads it as it is imported.
     os.environ["OMP_NUM_THREADS"] = "1"
+
+# Fixtures that take seconds to make.
+SHARED = ("exported", "server")
+
+
+# Before xdist reads the groups.
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Run the tests of a file in one process, and those of all files that share a fixture that takes long."""
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group(next((name for name in SHARED if name in names), str(item.path))))
 
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
+    import torch
+
     torch.manual_seed(0)
 
 
@@ -73,6 +94,35 @@ def load_epochs(data: Any, epochs: int = 2) -> list[Batch]:
     return found
 
 
+@pytest.fixture(scope="session")
+def _loaders() -> Iterator[set[Any]]:
+    """Iterators of DataLoaders with workers that have not ended."""
+    from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
+
+    started: weakref.WeakSet[Any] = weakref.WeakSet()
+    init = _MultiProcessingDataLoaderIter.__init__
+
+    def init_and_note(self: Any, *arguments: Any) -> None:
+        init(self, *arguments)
+        started.add(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_MultiProcessingDataLoaderIter, "__init__", init_and_note)
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def end_workers(_loaders: set[Any]) -> Iterator[Callable[[], None]]:
+    """End the workers of a test with it: the garbage collector, which finds them later, waits five seconds for each."""
+
+    def end() -> None:
+        for batches in list(_loaders):
+            batches._shutdown_workers()
+
+    yield end
+    end()
+
+
 Result = subprocess.CompletedProcess[str]
 Command = Callable[..., Result]
 
@@ -97,12 +147,18 @@ def run_here(patch: pytest.MonkeyPatch, folder: Path, script: str, *overrides: s
 
 
 @pytest.fixture
-def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Command:
-    """Run train.py or eval.py in an empty folder and in this process, as importing its libraries takes seconds."""
+def command(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    end_workers: Callable[[], None],
+) -> Command:
+    """Run train.py or eval.py in this process, as importing its libraries takes seconds; first in an empty folder."""
 
-    def run(script: str, *overrides: str) -> Result:
+    def run(script: str, *overrides: str, folder: Path = tmp_path) -> Result:
         capfd.readouterr()
-        status = run_here(monkeypatch, tmp_path, script, *overrides)
+        status = run_here(monkeypatch, folder, script, *overrides)
+        end_workers()
         printed = capfd.readouterr()
         return Result([script, *overrides], status, printed.out, printed.err)
 
@@ -117,6 +173,8 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
     """Run a command such as spp_cls.export in an empty folder and in this process, as python -m does."""
 
     def run(module: str, *arguments: str) -> Result:
+        from spp_cls.cli.arguments import run_tool
+
         found = importlib.import_module(module)
         main = importlib.import_module(f"{module}.__main__").main if hasattr(found, "__path__") else found.main
         monkeypatch.chdir(tmp_path)
@@ -132,10 +190,18 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureF
     return run
 
 
+HIDDEN = (16, 16)
+
+
 def write_checkpoint(path: Path, **options: Any) -> SPPNet:
     """Write a checkpoint as training does, with new weights that tell images apart; return its network."""
+    import torch
+
+    from spp_cls import build_net
+
     std = (57.6,) * options.get("in_chans", 3)
-    defaults = {"name": "zf5_tiny", "num_classes": 3, "init": "kaiming", "std": std, "input_size": 64}
+    # Hidden layers of the network's own width would make files of 18 MB.
+    defaults = {"name": "zf5_tiny", "hidden": HIDDEN, "num_classes": 3, "init": "kaiming", "std": std, "input_size": 64}
     net = build_net(**{**defaults, **options})
     weights = {f"net.{key}": value for key, value in net.state_dict().items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -149,6 +215,10 @@ CLASSES = ("blue", "green", "red")
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with best.ckpt of three classes, and below it the folder of its exports in all formats."""
+    import torch
+
+    from spp_cls.export.formats import export_net
+
     folder = tmp_path_factory.mktemp("exported")
     torch.manual_seed(0)
     write_checkpoint(folder / "best.ckpt", class_names=CLASSES)
@@ -158,6 +228,10 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def make_inputs(net: SPPNet, *shapes: tuple[int, int, int]) -> list[torch.Tensor]:
     """Random inputs for a network, one batch for each shape of N, H, W: smooth colours with some noise, normalised."""
+    import torch
+
+    from spp_cls.data.loading.batch import normalize
+
     batches = []
     for number, height, width in shapes:
         coarse = torch.rand(number, net.config.in_chans, 4, 5)
@@ -165,6 +239,15 @@ def make_inputs(net: SPPNet, *shapes: tuple[int, int, int]) -> list[torch.Tensor
         pixels = (255 * (0.7 * smooth + 0.3 * torch.rand(number, net.config.in_chans, height, width))).round()
         batches.append(normalize(pixels, net.config.mean, net.config.std))
     return batches
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[Server]:
+    """Processes of train.py and the other commands that need not import their libraries."""
+    from tests.server import Server
+
+    with Server() as started:
+        yield started
 
 
 def run_process(folder: Path, script: str, *overrides: str, **options: Any) -> Result:

@@ -17,7 +17,8 @@ GUIDES = ("README.md", "docs/training.md", "docs/recipes.md", "docs/data.md", "d
 
 PATHS = {"/data/mine": "images", "/data/packed": "packed"}
 SMALL = (
-    "model.width=0.25", "model.input_size=64", "data.batch_size=8", "data.num_workers=0", "trainer.max_epochs=1",
+    "model.width=0.25", "model.input_size=64",
+    "model.hidden=[16,16]", "data.batch_size=8", "data.num_workers=0", "trainer.max_epochs=1",
     "trainer.accelerator=cpu",
 )  # fmt: skip
 

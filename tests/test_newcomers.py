@@ -104,6 +104,7 @@ class MyNet(Backbone):
 
 TINY = (
     "data=imagefolder", "data.root=images", "data.batch_size=8", "data.num_workers=0", "model.input_size=64",
+    "model.hidden=[16,16]",
     "name=mine", "trainer.max_epochs=2", "sizes=single",
 )  # fmt: skip
 

@@ -16,7 +16,7 @@ COMMANDS = [line for block in BLOCKS for line in block.splitlines()]
 # For a run of seconds on the test's own images. Of several devices: test_processes.py; of SLURM: test_slurm.py.
 SMALL = (
     "data=imagefolder", "data.root=images", "data.batch_size=8", "data.num_workers=0", "model=zf5_tiny",
-    "model.input_size=64", "trainer.max_epochs=1", "trainer.accelerator=cpu",
+    "model.input_size=64", "model.hidden=[16,16]", "trainer.max_epochs=1", "trainer.accelerator=cpu",
 )  # fmt: skip
 
 

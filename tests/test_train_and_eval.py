@@ -17,7 +17,10 @@ import torch
 
 from tests.conftest import CLASSES, Command, Result, error_of, run_here, run_process, write_checkpoint, write_image
 
-TINY = ("data=imagefolder", "data.batch_size=8", "data.num_workers=2", "model.input_size=64", "name=small")
+TINY = (
+    "data=imagefolder", "data.batch_size=8", "data.num_workers=2", "model.input_size=64", "model.hidden=[16,16]",
+    "name=small",
+)  # fmt: skip
 
 
 def rows_of(result: Result) -> list[dict]:
@@ -35,7 +38,7 @@ def trained(shared_image_folder: Path, tmp_path_factory: pytest.TempPathFactory)
     return folder
 
 
-def test_training_says_what_it_does_and_what_to_type_next(trained: Path, shared_image_folder: Path) -> None:
+def test_training_says_what_it_does_and_what_to_type_next(trained: Path, command: Command) -> None:
     printed = (trained / "stdout").read_text()
     assert "zf5 at width 0.25, SPP (6, 3, 2, 1)" in printed
     assert "24 images to train on, 9 to validate, 3 classes" in printed
@@ -43,9 +46,9 @@ def test_training_says_what_it_does_and_what_to_type_next(trained: Path, shared_
     assert "top-1 error=" in printed
     assert "tensorboard --logdir runs/small/tensorboard" in printed
     # The printed command, typed as it is.
-    (command,) = re.findall(r"python (eval\.py .*)", printed)
-    script, *arguments = shlex.split(command)
-    result = run_process(trained, script, *arguments)
+    (line,) = re.findall(r"python (eval\.py .*)", printed)
+    script, *arguments = shlex.split(line)
+    result = command(script, *arguments, folder=trained)
     assert [row["protocol"] for row in rows_of(result)] == ["crop1", "crop10", "full1", "map10"]
 
 
@@ -167,16 +170,14 @@ def test_mistakes_in_training(change, overrides: list[str], message: str, image_
     assert message in error_of(command("train.py", *TINY, f"data.root={image_folder}", *overrides))
 
 
-def test_a_full_disk_is_one_line(image_folder: Path, tmp_path: Path) -> None:
+def test_a_full_disk_is_one_line(image_folder: Path, command: Command) -> None:
     # A limit on the size of a file stands for a disk that is full: writing the checkpoint fails.
-    result = run_process(
-        tmp_path,
-        "train.py",
-        *TINY,
-        f"data.root={image_folder}",
-        "trainer.max_epochs=1",
-        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)),
-    )
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, limits[1]))
+    try:
+        result = command("train.py", *TINY, f"data.root={image_folder}", "trainer.max_epochs=1")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert result.returncode == 1
     assert "Traceback" not in result.stderr
     assert re.search(r"^error: cannot write .*(File too large|No space)", result.stderr.strip().splitlines()[-1])

@@ -50,7 +50,14 @@ def test_collected_curves_are_those_of_the_runs(
 ) -> None:
     assert "there is no run with csv/metrics.csv below runs" in error_of(tool("curves", "runs=runs", "out=a.csv"))
     keys = ("data=imagefolder", "data.root=images", "data.batch_size=8", "data.num_workers=0", "model=zf5_tiny")
-    small = ("model.input_size=64", "trainer.max_epochs=2", "trainer.accelerator=cpu", "seed=3", "logger=[csv]")
+    small = (
+        "model.input_size=64",
+        "model.hidden=[16,16]",
+        "trainer.max_epochs=2",
+        "trainer.accelerator=cpu",
+        "seed=3",
+        "logger=[csv]",
+    )
     trained = command("train.py", *keys, *small, "name=a")
     assert trained.returncode == 0, trained.stderr
     assert tool("curves", "runs=runs", "out=a.csv").returncode == 0

@@ -94,7 +94,13 @@ def test_errors_are_one_line(arguments: list[str], message: str, tmp_path: Path,
 def test_tensorboard_gets_one_picture_a_run(image_folder: Path, tmp_path: Path, command: Command) -> None:
     keys = ("data=imagefolder", "data.root=images", "data.batch_size=8", "data.num_workers=0", "model=zf5_tiny")
     result = command(
-        "train.py", *keys, "model.input_size=64", "trainer.max_epochs=2", "trainer.accelerator=cpu", "name=a"
+        "train.py",
+        *keys,
+        "model.input_size=64",
+        "model.hidden=[16,16]",
+        "trainer.max_epochs=2",
+        "trainer.accelerator=cpu",
+        "name=a",
     )
     assert result.returncode == 0, result.stderr
     events = EventAccumulator(str(tmp_path / "runs/a/tensorboard"), size_guidance={"images": 0}).Reload()

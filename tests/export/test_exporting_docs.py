@@ -15,7 +15,14 @@ from tests.conftest import REPOSITORY, Command, Tool, write_checkpoint, write_im
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (REPOSITORY / "docs/exporting.md").read_text(), re.DOTALL)
 
 # For a run of seconds on the test's own images.
-SMALL = ("model.input_size=64", "data.batch_size=8", "data.num_workers=0", "trainer.max_epochs=1", "sizes=single")
+SMALL = (
+    "model.input_size=64",
+    "model.hidden=[16,16]",
+    "data.batch_size=8",
+    "data.num_workers=0",
+    "trainer.max_epochs=1",
+    "sizes=single",
+)
 
 ALONE = 'import sys\nfor name in ("spp_cls", "timm", "pytorch_lightning"):\n    sys.modules[name] = None\n'
 

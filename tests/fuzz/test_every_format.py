@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from spp_cls.export import trials
 from tests.fuzz.formats import FORMATS, write_whole_files
 from tests.fuzz.runner import fuzz
 
@@ -22,7 +23,10 @@ MANY = int(os.environ.get("SPP_CLS_FUZZ_CASES", "300"))
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
-    write_whole_files(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        # Fewer and smaller images to try the exports on.
+        patch.setattr(trials, "SIZES", ((64, 64), (96, 70)))
+        write_whole_files(folder)
     return folder
 
 

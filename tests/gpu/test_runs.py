@@ -6,7 +6,6 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from spp_cls.data.sources import open_source
 from spp_cls.evaluation import PROTOCOLS, evaluate
 from spp_cls.models.checkpoint import load_checkpoint
 from tests.conftest import REPOSITORY, Command, Tool, write_image_folder
+from tests.server import Server
 from tests.training.test_resume import STEP, Runs, assert_same
 
 pytestmark = pytest.mark.gpu
@@ -31,11 +31,8 @@ RUN = (
 
 
 @pytest.fixture(scope="module")
-def runs(device: torch.device, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    started = Runs(write_image_folder(tmp_path_factory.mktemp("runs") / "images", train=14, val=6))
-    yield started
-    started.server.terminate()
-    started.server.wait()
+def runs(device: torch.device, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(write_image_folder(tmp_path_factory.mktemp("runs") / "images", train=14, val=6), server)
 
 
 @pytest.mark.parametrize(

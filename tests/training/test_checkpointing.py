@@ -16,6 +16,7 @@ from tests.conftest import Command, error_of
 
 RUN = (
     "data=imagefolder", "data.root=images", "data.batch_size=8", "data.num_workers=0", "model.input_size=64",
+    "model.hidden=[16,16]",
     "sizes=single", "name=small", "trainer.log_every_n_steps=2", "trainer.max_epochs=1",
 )  # fmt: skip
 

@@ -10,11 +10,11 @@ import torch
 from spp_cls import UserError, build_net, load_net
 from spp_cls.training.fine_tuning import freeze, init_from
 from spp_cls.training.optimization import create_optimizer
-from tests.conftest import Command, error_of, write_checkpoint, write_image
+from tests.conftest import HIDDEN, Command, error_of, write_checkpoint, write_image
 from tests.training.test_optimization import other_net
 
 LAYERS = [f"backbone.conv{i}" for i in range(1, 6)] + ["head.hidden1", "head.hidden2", "head.classifier"]
-TINY = {"name": "zf5_tiny", "std": (57.6, 57.6, 57.6)}
+TINY = {"name": "zf5_tiny", "hidden": HIDDEN, "std": (57.6, 57.6, 57.6)}
 
 
 def same_layers(net: torch.nn.Module, other: torch.nn.Module) -> list[str]:
@@ -85,6 +85,7 @@ def test_other_networks_are_refused(options: dict, message: str, tmp_path: Path)
 
 SMALL = (
     "data=imagefolder", "data.root=images", "data.batch_size=8", "data.num_workers=0", "model.input_size=64",
+    "model.hidden=[16,16]",
     "trainer.max_epochs=1", "sizes=single", "name=small", "augmentation.pca_std=0.2",
     "experiment=paper", "model=zf5_tiny",
 )  # fmt: skip
@@ -202,7 +203,7 @@ def test_a_run_with_a_frozen_backbone(image_folder: Path, tmp_path: Path, comman
 def test_a_pyramid_in_another_order_computes_the_same(hidden: tuple[int, ...], tmp_path: Path) -> None:
     options = {"hidden": hidden, "num_classes": 3}
     other = write_checkpoint(tmp_path / "best.ckpt", levels=(6, 3, 3, 2, 1), **options)
-    net = build_net(**TINY, levels=(1, 3, 2, 6, 3), **options)
+    net = build_net(**TINY | options, levels=(1, 3, 2, 6, 3))
     assert init_from(net, tmp_path / "best.ckpt").endswith("; new: nothing")
     images = torch.rand(2, 3, 90, 70)
     with torch.no_grad():

@@ -20,6 +20,7 @@ from tests.conftest import Command
 
 RUN = (
     "data=imagefolder", "data.root=images", "data.batch_size=8", "data.num_workers=0", "model.input_size=64",
+    "model.hidden=[16,16]",
     "trainer.accelerator=cpu", "trainer.log_every_n_steps=1", "name=small", "logger=csv", "optimizer.lr=1e-4",
 )  # fmt: skip
 METRICS = {

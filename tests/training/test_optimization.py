@@ -198,6 +198,7 @@ def test_clipping_of_fused_steps(precision: Any, clip: float | None, fused: bool
 def test_mistakes_cost_no_folder(image_folder: Any, tmp_path: Any, command: Command) -> None:
     run = (
         "data=imagefolder", "data.root=images", "data.batch_size=8", "data.num_workers=0", "model.input_size=64",
+        "model.hidden=[16,16]",
         "trainer.accelerator=cpu", "experiment=paper", "model=zf5_tiny",
     )  # fmt: skip
     for override, message in (

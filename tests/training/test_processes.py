@@ -27,7 +27,8 @@ PYTHON, TORCHRUN = (
 # Five steps an epoch, twenty in all.
 RUN = (
     "data=imagefolder", "data.root=images", "data.batch_size=12", "data.num_workers=0", "model=zf5_tiny",
-    "model.input_size=64", "model.drop_rate=0", "trainer.max_epochs=4", "trainer.accelerator=cpu",
+    "model.input_size=64",
+    "model.hidden=[16,16]", "model.drop_rate=0", "trainer.max_epochs=4", "trainer.accelerator=cpu",
     "trainer.log_every_n_steps=1", "optimizer.lr=1e-3", "schedule.patience=0",
 )  # fmt: skip
 

@@ -1,15 +1,11 @@
 """A run that is killed or stopped at any moment goes on, bit for bit, as if it had not been."""
 
-import contextlib
-import json
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +14,13 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from spp_cls.models.checkpoint import load_checkpoint
-from tests.conftest import REPOSITORY, write_image_folder
+from tests.conftest import write_image_folder
+from tests.server import Server
 
 # Five steps an epoch, of which each is logged and every second is saved; dropout is on.
 RUN = (
-    "data=imagefolder", "data.root=images", "data.batch_size=8", "model.input_size=64", "trainer.max_epochs=3",
-    "trainer.accelerator=cpu", "trainer.log_every_n_steps=1", "optimizer.lr=3e-4",
+    "data=imagefolder", "data.root=images", "data.batch_size=8", "model.input_size=64", "model.hidden=[16,16]",
+    "trainer.max_epochs=3", "trainer.accelerator=cpu", "trainer.log_every_n_steps=1", "optimizer.lr=3e-4",
     "checkpoint.every_steps=2", "run_folder=run", "experiment=paper", "model=zf5_tiny",
 )  # fmt: skip
 SCHEDULES = {
@@ -55,52 +52,25 @@ VALIDATION = "spp_cls.training.module:LitClassifier.validation_step"
 WRITING = "spp_cls.training.run.checkpointing:_read_back"
 LOGGING = "spp_cls.training.logging:EpochMetrics.on_train_epoch_end"
 
-Strike = tuple[str, int, int]
-
 
 class Runs:
-    """The server that starts runs, and what a run left."""
+    """Runs of train.py on some images, in processes of a server."""
 
-    def __init__(self, images: Path) -> None:
+    def __init__(self, images: Path, server: Server) -> None:
         self.images = images
-        self.server = subprocess.Popen(
-            [sys.executable, "-m", "tests.fork_server"],
-            cwd=REPOSITORY, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-        )  # fmt: skip
-        assert self.read() == "ready"
+        self.server = server
 
-    def read(self) -> str:
-        assert self.server.stdout
-        return self.server.stdout.readline().strip()
-
-    def __call__(
-        self, folder: Path, *overrides: str, strikes: Sequence[Strike] = (), after: float | None = None, number: int = 9
-    ) -> int:
-        """Run train.py to its end, or until a signal is sent after some seconds; return the status."""
+    def __call__(self, folder: Path, *overrides: str, **options: Any) -> int:
+        """Run train.py as Server.start does; return the status."""
         folder.mkdir(exist_ok=True)
         if not (folder / "images").exists():
             (folder / "images").symlink_to(self.images)
-        arguments = [*RUN, *overrides]
-        request = {"folder": f"{folder}", "output": f"{folder}/output", "overrides": arguments, "strikes": strikes}
-        assert self.server.stdin
-        self.server.stdin.write(json.dumps(request) + "\n")
-        self.server.stdin.flush()
-        process = int(self.read())
-        if after is not None:
-            time.sleep(after)
-            # Workers go with it, as when a machine goes away; it may have ended.
-            with contextlib.suppress(ProcessLookupError):
-                (os.killpg if number == signal.SIGKILL else os.kill)(process, number)
-        return int(self.read())
+        return self.server.start(folder, "train.py", *RUN, *overrides, output=folder / "output", **options)
 
 
-@pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
-    folder = tmp_path_factory.mktemp("runs")
-    started = Runs(write_image_folder(folder / "images", train=14, val=6))
-    yield started
-    started.server.terminate()
-    started.server.wait()
+@pytest.fixture(scope="session")
+def runs(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    return Runs(write_image_folder(tmp_path_factory.mktemp("runs") / "images", train=14, val=6), server)
 
 
 @pytest.fixture(scope="module")

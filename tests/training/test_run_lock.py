@@ -15,6 +15,7 @@ from spp_cls import UserError
 from spp_cls.cli.files import lock_file
 from spp_cls.training.run import lock as run_lock
 from spp_cls.training.run.lock import RunLock
+from tests.server import Server
 from tests.training.test_resume import STEP, Runs, runs  # noqa: F401 (a fixture)
 
 
@@ -87,8 +88,8 @@ def test_a_file_system_without_locks_is_a_warning(
 
 @pytest.mark.slow
 def test_two_trainings_started_together_twenty_times(runs: Runs, tmp_path: Path) -> None:  # noqa: F811
-    other = Runs(runs.images)
-    try:
+    with Server() as second:
+        other = Runs(runs.images, second)
         for number in range(20):
             shutil.rmtree(tmp_path / "run", ignore_errors=True)
             for name in ("a", "b"):
@@ -110,9 +111,6 @@ def test_two_trainings_started_together_twenty_times(runs: Runs, tmp_path: Path)
             lines = (tmp_path / refused / "output").read_text().strip().splitlines()
             assert len(lines) == 1, lines
             assert lines[0].startswith(f"error: another run is training in {tmp_path}/run (process ")
-    finally:
-        other.server.terminate()
-        other.server.wait()
 
 
 @pytest.mark.slow

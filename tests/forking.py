@@ -1,8 +1,8 @@
-"""Runs train.py again and again in processes of their own, for which the libraries are imported once.
+"""Runs train.py and other commands in processes of their own, for which the libraries are imported once.
 
-Reads a request a line, {"folder", "output", "overrides", "strikes"}, answers with the process's number at once and
-with its status when it has ended. Each of `strikes`, [place, call, signal], lets the run send itself a signal as it
-calls a function, `module:name`, for the so-and-so-many-th time.
+As a program it reads a request a line, {"folder", "arguments", "output", "errors", "environment", "strikes"}, answers
+with the process's number at once and with its status when it has ended. Each of `strikes`, [place, call, signal], lets
+the process send itself a signal as it calls a function, `module:name`, for the so-and-so-many-th time.
 """
 
 import importlib
@@ -10,13 +10,12 @@ import json
 import os
 import runpy
 import sys
+import traceback
 from functools import wraps
 from pathlib import Path
 from typing import Any
 
 import torch
-
-from spp_cls.cli.command import run
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -42,34 +41,47 @@ def strike(place: str, call: int, number: int) -> None:
     setattr(owner, function, struck)
 
 
-def child(request: dict[str, Any], task: Any) -> None:
+def run(program: str, *arguments: str) -> int:
+    """Do as `python program argument ...` or `python -m module argument ...`; return the status."""
+    try:
+        if program == "-m":
+            module, *sys.argv[1:] = arguments
+            runpy.run_module(module, run_name="__main__", alter_sys=True)
+        else:
+            sys.argv = [program, *arguments]
+            runpy.run_path(program, run_name="__main__")
+    except SystemExit as leave:
+        return int(leave.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def child(request: dict[str, Any]) -> None:
     os.setsid()
-    output = os.open(request["output"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    os.dup2(output, 1)
-    os.dup2(output, 2)
+    for stream, path in ((1, request["output"]), (2, request["errors"])):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     os.chdir(request["folder"])
+    os.environ |= request["environment"]
     # The same sums in the same order in every run.
     torch.set_num_threads(1)
-    sys.argv = [str(REPOSITORY / "train.py"), *request["overrides"]]
     for each in request["strikes"]:
         strike(*each)
-    status = 0
-    try:
-        run(task, REPOSITORY / "conf", "train")
-    except SystemExit as leave:
-        status = int(leave.code or 0)
+    status = run(*request["arguments"])
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)
 
 
 def main() -> None:
-    task = runpy.run_path(str(REPOSITORY / "train.py"))["train"]
+    for script in ("train.py", "eval.py"):
+        runpy.run_path(str(REPOSITORY / script))
     print("ready", flush=True)
     for line in sys.stdin:
         if (process := os.fork()) == 0:
             try:
-                child(json.loads(line), task)
+                child(json.loads(line))
             finally:
                 sys.excepthook(*sys.exc_info())  # type: ignore[arg-type]
                 os._exit(99)
