@@ -23,7 +23,8 @@ from spp_cls import UserError, build_net
 from spp_cls.cli.arguments import run_tool
 from spp_cls.cli.schema import key
 from spp_cls.cli.terminal import Table, format_table
-from spp_cls.models.timm_backbone import TimmBackbone, trace_twin
+from spp_cls.models.timm_backbone import TimmBackbone
+from spp_cls.models.tracing.traits import trace_twin
 
 # A small network of each family.
 NETS = (

@@ -32,9 +32,9 @@ from spp_cls.cli.schema import key
 from spp_cls.data.loading.batch import normalize
 from spp_cls.data.transforms.crops import find_corner
 from spp_cls.evaluation import PROTOCOLS, Cut, View, view_features
+from spp_cls.evaluation.features import find_cells
 from spp_cls.evaluation.images import MAX_PIXELS, get_cut
-from spp_cls.evaluation.windows import find_cells
-from spp_cls.models.timm_backbone import PREFIX
+from spp_cls.models.timm_models import PREFIX
 
 WINDOW = 224
 

@@ -32,8 +32,8 @@ from spp_cls.cli.arguments import run_tool
 from spp_cls.cli.schema import key
 from spp_cls.data.sources import ImageSource
 from spp_cls.data.sources.files import open_class_folders
-from spp_cls.transfer.extraction import create_store, extract_features
-from spp_cls.transfer.layers import VIEWS, Feature, choose_features
+from spp_cls.transfer.features.extraction import create_store, extract_features
+from spp_cls.transfer.features.layers import VIEWS, Feature, choose_features
 
 LAYERS = ("maps:conv4", "maps:conv5", "level:6", "pool", "hidden1", "hidden2")
 

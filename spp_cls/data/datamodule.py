@@ -7,13 +7,14 @@ from functools import cached_property
 from typing import Any, Literal
 
 import pytorch_lightning as pl
-import torch
 
 from spp_cls.cli.errors import UserError
+from spp_cls.data.checks import check_batch, check_limit, check_options
 from spp_cls.data.loading.batch import Batch, finish_on_device, mix_batch
 from spp_cls.data.loading.dataset import CentreCrops, TrainingCrops, WholeImages
 from spp_cls.data.loading.device_images import CachedCrops, DeviceImages
 from spp_cls.data.loading.loader import BatchLoader, TrainingLoader
+from spp_cls.data.loading.placement import Placement, find_placement
 from spp_cls.data.loading.sampler import BucketSampler, ShardSampler, TrainingSampler
 from spp_cls.data.loading.workers import count_workers
 from spp_cls.data.sources import ImageSource, open_source
@@ -88,26 +89,9 @@ class ImageNetDataModule(pl.LightningDataModule):
         # Checkpoints carry them, so that results can say what a network was trained on.
         self.save_hyperparameters("sizes", "shape", "seed", logger=False)
         count_workers(num_workers)
-        if cache not in ("none", "device"):
-            raise UserError(f"data.cache is none or device, not {cache!r}")
-        if cache == "device" and not self.augmentation.can_crop_on_device:
-            raise UserError(
-                "data.cache=device works with augmentations that only crop, flip and shift colours, such as the "
-                "paper's; set data.cache=none"
-            )
-        if timeout < 0:
-            raise UserError(f"data.timeout is a number of seconds from 0, not {timeout}")
-        if seed < 0:
-            raise UserError(f"seed is a whole number from 0, not {seed}")
         # Those of every aspect; of the images that there are: `shapes`.
         self.possible_shapes = TrainingShapes(sizes, crop, seed, shape)
-        if self.possible_shapes.has_whole_images and cache == "device":
-            raise UserError(f"data.cache=device makes crops only; set data.cache=none for shape={shape}")
-        if self.possible_shapes.has_whole_images and not self.augmentation.takes_whole_images:
-            raise UserError(
-                f"shape={shape} takes augmentations of whole images, and this one makes square crops; set "
-                "augmentation=paper, or takes_whole_images in a class of your own"
-            )
+        check_options(timeout, cache, self.possible_shapes, self.augmentation)
 
     @cached_property
     def shapes(self) -> TrainingShapes:
@@ -153,17 +137,12 @@ class ImageNetDataModule(pl.LightningDataModule):
         Raises:
             UserError: as check_batch does; or if limit_train_batches or limit_val_batches leave none.
         """
-        num_chunks = trainer.world_size * trainer.accumulate_grad_batches
+        num_chunks = find_placement(trainer).num_chunks
         self.check_batch(num_chunks)
         num_train = len(self.train_source) // self.batch_size * trainer.accumulate_grad_batches
         num_val = -(-(len(self.val_source) // trainer.world_size) // (self.batch_size // num_chunks))
-        limits = (("train", trainer.limit_train_batches, num_train), ("val", trainer.limit_val_batches, num_val))
-        for split, limit, count in limits:
-            if isinstance(limit, float) and count and int(limit * count) < 1:
-                raise UserError(
-                    f"trainer.limit_{split}_batches={limit:g} of {count} batches is none; set a number of batches, or "
-                    "a larger share"
-                )
+        check_limit("train", trainer.limit_train_batches, num_train)
+        check_limit("val", trainer.limit_val_batches, num_val)
 
     def check_batch(self, num_chunks: int) -> None:
         """Check that the training images fill a global batch, and that it divides into equal chunks.
@@ -173,46 +152,20 @@ class ImageNetDataModule(pl.LightningDataModule):
         Raises:
             UserError: if they do not fill it, or it does not divide.
         """
-        if self.batch_size < 1 or self.batch_size % num_chunks:
-            raise UserError(
-                f"the global batch of {self.batch_size} does not divide by {num_chunks} (processes times "
-                f"accumulated batches); set data.batch_size to a multiple of {num_chunks}"
-            )
-        if self.augmentation.mixes_pairs and self.batch_size // num_chunks % 2:
-            raise UserError(
-                f"the augmentation mixes images in pairs, and {self.batch_size // num_chunks} images of a chunk are an "
-                f"odd number; set data.batch_size to a multiple of {2 * num_chunks}"
-            )
-        if len(self.train_source) < self.batch_size:
-            raise UserError(
-                f"{len(self.train_source)} training images do not fill a batch of {self.batch_size}; "
-                "set a smaller data.batch_size"
-            )
+        check_batch(self.batch_size, num_chunks, self.augmentation.mixes_pairs, len(self.train_source))
 
     @property
     def batch_size_of_step(self) -> int:
         """Images of a batch of one process; gradients are accumulated over the global batch."""
-        return self.batch_size // self._num_chunks
+        return self.batch_size // self._place.num_chunks
 
     @property
-    def _num_chunks(self) -> int:
-        return self._world_size * (self.trainer.accumulate_grad_batches if self.trainer else 1)
-
-    @property
-    def _world_size(self) -> int:
-        return self.trainer.world_size if self.trainer else 1
-
-    @property
-    def _rank(self) -> int:
-        return self.trainer.global_rank if self.trainer else 0
-
-    @property
-    def _device(self) -> torch.device:
-        return self.trainer.strategy.root_device if self.trainer else torch.device("cpu")
+    def _place(self) -> Placement:
+        return find_placement(self.trainer)
 
     @property
     def _num_workers(self) -> int:
-        return count_workers(self.num_workers, self.trainer.num_devices if self.trainer else 1)
+        return count_workers(self.num_workers, self._place.devices)
 
     def train_dataloader(self) -> TrainingLoader:
         """Return the loader of this process's chunks of the global batches of the current epoch."""
@@ -232,11 +185,11 @@ class ImageNetDataModule(pl.LightningDataModule):
             num_workers=0 if is_cached else self._num_workers,
             timeout=self.timeout,
             root=self.root,
-            device=None if is_cached else self._device,
+            device=None if is_cached else self._place.device,
         )
 
     def _create_sampler(self) -> TrainingSampler:
-        options = self.batch_size, self.seed, self._rank, self._world_size
+        options = self.batch_size, self.seed, self._place.rank, self._place.world_size
         if self.shapes.buckets:
             return BucketSampler(self.shapes.buckets.of_images, *options)
         return TrainingSampler(len(self.train_source), *options)
@@ -257,7 +210,7 @@ class ImageNetDataModule(pl.LightningDataModule):
     @cached_property
     def _device_images(self) -> DeviceImages:
         return DeviceImages(
-            self.train_source, compute_min_side(self.shapes.largest_size), self._device, self._num_workers
+            self.train_source, compute_min_side(self.shapes.largest_size), self._place.device, self._num_workers
         )
 
     def val_dataloader(self) -> BatchLoader:
@@ -265,12 +218,12 @@ class ImageNetDataModule(pl.LightningDataModule):
         return BatchLoader(
             CentreCrops(self.val_source, self.crop, self.interpolation),
             self.batch_size_of_step,
-            ShardSampler(len(self.val_source), self._rank, self._world_size),
+            ShardSampler(len(self.val_source), self._place.rank, self._place.world_size),
             drop_last=False,
             num_workers=self._num_workers,
             timeout=self.timeout,
             root=self.root,
-            device=self._device,
+            device=self._place.device,
         )
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:

@@ -9,11 +9,13 @@ from typing import Literal
 import torch
 
 from spp_cls.cli.arguments import parse_keys, run_tool
+from spp_cls.cli.errors import UserError
 from spp_cls.cli.schema import key
 from spp_cls.data.loading.workers import count_cpus
 from spp_cls.data.sources import Split, open_source
-from spp_cls.data.sources.identity import name_source
-from spp_cls.data.sources.packing import PackSettings, PackSource, pack, verify
+from spp_cls.data.sources.identity import hash_file, name_source
+from spp_cls.data.sources.packed import PackedImages, read_manifest
+from spp_cls.data.sources.packing import PackSettings, PackSource, pack
 from spp_cls.data.sources.parquet import ParquetImages
 
 SPLITS: tuple[Split, ...] = ("train", "val")
@@ -78,6 +80,23 @@ def main(arguments: Sequence[str]) -> None:
         size = sum(file["bytes"] for file in content["files"])
         print(f"{split}: {content['images']:,} images, {size / 1e6:,.0f} MB, {len(content['bad'])} left out")
     print(f"Train from it: python train.py data=packed data.root={options.out}")
+
+
+def verify(root: Path) -> dict[str, int]:
+    """Check the files of a packed data set against its manifest; return the number of images of each split.
+
+    Raises:
+        UserError: if a file is missing or differs, or is not a packed file.
+    """
+    counts = {}
+    for split, content in read_manifest(root)["splits"].items():
+        source = PackedImages(root, split)
+        for entry in content["files"]:
+            path = root / entry["name"]
+            if hash_file(path) != entry["sha256"]:
+                raise UserError(f"{path} differs from what was packed; copy it again or pack it again")
+        counts[split] = len(source)
+    return counts
 
 
 def _convert_flag(arguments: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """The evaluator's core: features of many views of images, with each convolution computed once."""
 
+import math
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
 
@@ -11,7 +12,6 @@ from spp_cls.data.loading.batch import normalize
 from spp_cls.data.transforms.crops import find_corner
 from spp_cls.evaluation.images import MAX_PIXELS, Cut, get_cut
 from spp_cls.evaluation.protocols import View
-from spp_cls.evaluation.windows import find_cells
 from spp_cls.models.net import SPPNet
 
 # Pooled views that go through the fc layers at once: enough to be limited by arithmetic, 400 MB at most.
@@ -112,3 +112,17 @@ def _pool_crops(net: SPPNet, maps: Tensor, windows: Sequence[Window], count: int
     """Pool the whole maps of `count` crops and, perhaps, of their mirror images."""
     pooled = net.pool(maps).split(count)
     return [pooled[number] for number, *_ in windows]
+
+
+def find_cells(start: int, stop: int, stride: int, first_centre: float, cells: int) -> tuple[int, int]:
+    """Return the first and last cell of a map whose centres lie strictly inside a window, along one axis.
+
+    The window reaches from pixel border `start` to `stop`; the centre of cell j is pixel first_centre + stride * j.
+    Both cells are clamped to a map of `cells` cells, and a window that holds no centre gets the nearest cell. Paper:
+    appendix, "mapping a window to feature maps", with the offset that the paddings bring.
+    """
+    first = math.floor((start - first_centre) / stride) + 1
+    last = math.ceil((stop - first_centre) / stride) - 1
+    if first > last:
+        first = last = round(((start + stop) / 2 - first_centre) / stride)
+    return min(max(first, 0), cells - 1), min(max(last, 0), cells - 1)

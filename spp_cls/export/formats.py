@@ -20,7 +20,6 @@ from torch import Tensor
 from torch.fx.experimental import _config as symbolic_shapes
 
 from spp_cls.cli.errors import UserError
-from spp_cls.data.loading.batch import normalize
 from spp_cls.export.exported import (
     INPUT,
     OUTPUT,
@@ -30,32 +29,17 @@ from spp_cls.export.exported import (
     open_exported,
 )
 from spp_cls.export.portable import make_portable
+from spp_cls.export.trials import Run, Trial, find_largest_difference, make_trials
 from spp_cls.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, convert_config_to_dict, load_net
 from spp_cls.models.config import ANY_NET, get_timm_name
 from spp_cls.models.net import SPPNet
 from spp_cls.models.timm_backbone import TimmBackbone
-
-# Heights and widths that an export is tried at, and about the smallest that the network takes.
-SIZES = ((180, 180), (224, 224), (224, 320), (373, 256), (560, 747), (301, 225))
-
-# Largest difference of a logit from the network's own. Absolute, as scores are functions of differences of logits;
-# and relative to the largest logit where that is under 1, or any export of an untrained network would pass.
-TOLERANCE = 1e-4
 
 # A protocol buffer, which an ONNX file is, holds no more.
 _LARGEST_ONNX = 2**31
 
 # Files whose lines are operations of a network.
 _NETWORK_CODE = re.compile(r"/timm/(models|layers)/|/spp_cls/models/")
-
-Run = Callable[[Tensor], Tensor]
-
-
-class Trial(NamedTuple):
-    """Images, N x in_chans x H x W, and the network's own logits of them."""
-
-    images: Tensor
-    logits: Tensor
 
 
 def export_net(checkpoint: str | Path, formats: Sequence[str], out: str | Path) -> list[str]:
@@ -74,7 +58,7 @@ def export_net(checkpoint: str | Path, formats: Sequence[str], out: str | Path) 
         for package in ("onnx", "onnxscript", "onnxruntime"):
             import_for_onnx(package)
     net = load_net(checkpoint)
-    trials = list(_make_trials(net))
+    trials = list(make_trials(net))
     out = Path(out)
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as unfinished:
@@ -116,47 +100,6 @@ def _find_operation(net: SPPNet, error: BaseException) -> str:
     if isinstance(net.backbone, TimmBackbone) and net.backbone.traits.multiple > 1:
         return f"the padding of sides to multiples of {net.backbone.traits.multiple} gives: {reason}"
     return f"{frames[-1].line} ({Path(frames[-1].filename).name}) gives: {reason}" if frames else reason
-
-
-def find_largest_difference(run: Run, trials: Sequence[Trial], name: str) -> float:
-    """Return the largest difference of an export's logits from the network's.
-
-    Raises:
-        UserError: if it is over the tolerance.
-    """
-    largest = 0.0
-    for images, logits in trials:
-        size = " x ".join(map(str, images.shape[-2:]))
-        try:
-            with torch.inference_mode():
-                difference = float((run(images) - logits).abs().max())
-        except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"the {name} export refuses {size} pixels, which the network takes ({reason}); no file was written"
-            ) from error
-        limit = TOLERANCE * min(1.0, float(logits.abs().max()))
-        # Not "over the limit", which not-a-number never is.
-        if not difference <= limit:
-            raise UserError(
-                f"the {name} export is not the network: at {size} pixels a logit differs by {difference:.2g}, "
-                f"over {limit:.2g}; no file was written"
-            )
-        largest = max(largest, difference)
-    return largest
-
-
-def _make_trials(net: SPPNet) -> Iterator[Trial]:
-    """Draw random pixels of every size, in batches of one, two and three, and compute the network's logits."""
-    config = net.config
-    smallest, side = net.backbone.smallest_input, config.input_size
-    sizes = (*SIZES, (smallest, 2 * smallest)) if config.takes_any_size else ((side, side),) * len(SIZES)
-    generator = torch.Generator().manual_seed(0)
-    for number, (height, width) in enumerate(sizes):
-        shape = (1 + number % 3 if height * width <= 320 * 320 else 1, config.in_chans, height, width)
-        images = normalize(torch.randint(256, shape, generator=generator), config.mean, config.std)
-        with torch.inference_mode():
-            yield Trial(images, net(images))
 
 
 def _write_safetensors(net: SPPNet, folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any, Literal
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.schema import check_fields, key
 from spp_cls.models.backbone import Backbone
-from spp_cls.models.timm_backbone import PREFIX, find_preprocessing
+from spp_cls.models.timm_models import PREFIX, find_preprocessing
 
 # Mean RGB of the ImageNet training images, 0..255. The paper subtracts a mean image and warps it to other sizes;
 # its average is nearly flat, and one colour fits every size.

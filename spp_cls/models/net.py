@@ -13,7 +13,8 @@ from spp_cls.models.config import NetConfig, create_config, describe_for_timm
 from spp_cls.models.head import Head
 from spp_cls.models.pyramid import AveragePool, Pooling, SpatialPyramidPool
 from spp_cls.models.specs import BASELINE_LEVELS, HIDDEN
-from spp_cls.models.timm_backbone import PREFIX, TimmBackbone
+from spp_cls.models.timm_backbone import TimmBackbone
+from spp_cls.models.timm_models import PREFIX
 
 # The side of square images, or height and width, in pixels.
 ImageSize = int | tuple[int, int]

@@ -25,11 +25,11 @@ from spp_cls.evaluation.rows import describe_hardware
 from spp_cls.models.net import SPPNet
 from spp_cls.transfer.datasets import TransferData, open_transfer_data
 from spp_cls.transfer.experiment import DrawResult, choose_sides, train_and_test
-from spp_cls.transfer.extraction import create_store, extract_features, open_store
-from spp_cls.transfer.layers import VIEWS, Feature, choose_features
+from spp_cls.transfer.features.extraction import create_store, extract_features, open_store
+from spp_cls.transfer.features.layers import VIEWS, Feature, choose_features
+from spp_cls.transfer.features.store import FeatureStore
 from spp_cls.transfer.nets import NetFacts, build_named_net, open_net
 from spp_cls.transfer.rows import TransferRow, append_rows, make_row, write_classes, write_predictions
-from spp_cls.transfer.store import FeatureStore
 from spp_cls.transfer.svm import Solver, check_scikit_learn
 from spp_cls.transfer.tables import RESULT_HEADER, describe_row
 

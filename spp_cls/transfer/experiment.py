@@ -11,13 +11,13 @@ from tqdm import tqdm
 
 from spp_cls.cli.collectives import all_gather
 from spp_cls.transfer.datasets import Indices, Split, TransferData
-from spp_cls.transfer.layers import Feature
+from spp_cls.transfer.features.layers import Feature
+from spp_cls.transfer.features.store import FeatureStore
 from spp_cls.transfer.metrics import (
     compute_11_point_precision,
     compute_average_precision,
     compute_class_accuracies,
 )
-from spp_cls.transfer.store import FeatureStore
 from spp_cls.transfer.svm import LinearClassifiers, Solver, fit_classifiers, normalise_lengths
 
 # Test images that are scored at once.

@@ -17,7 +17,7 @@ from spp_cls.models.checkpoint import (
     load_net,
 )
 from spp_cls.models.net import SPPNet, build_net, create_net
-from spp_cls.transfer.extraction import hash_net
+from spp_cls.transfer.features.extraction import hash_net
 
 
 @dataclass(frozen=True)

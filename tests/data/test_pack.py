@@ -14,11 +14,11 @@ from PIL import Image
 
 from spp_cls import UserError
 from spp_cls.data.loading.dataset import read_image
-from spp_cls.data.pack import main
+from spp_cls.data.pack import main, verify
 from spp_cls.data.sources import listing, open_source, packing
 from spp_cls.data.sources.files import ImageFiles
 from spp_cls.data.sources.packed import COLUMNS, PackedImages
-from spp_cls.data.sources.packing import PackSettings, pack, verify
+from spp_cls.data.sources.packing import PackSettings, pack
 from spp_cls.data.sources.parquet import ParquetImages
 from tests.conftest import write_image
 from tests.data.test_fuzz import photograph

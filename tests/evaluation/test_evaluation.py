@@ -18,9 +18,9 @@ from spp_cls.data.sources import open_source
 from spp_cls.data.sources.files import ImageFiles
 from spp_cls.data.transforms.crops import resize, warp
 from spp_cls.evaluation import PROTOCOLS, Protocol, View, evaluate, get_protocol, view_features
+from spp_cls.evaluation.features import find_cells
 from spp_cls.evaluation.images import get_cuts, group_by_shape, load_cuts
 from spp_cls.evaluation.protocols import SIX_SCALES, make_map_views, make_protocol
-from spp_cls.evaluation.windows import find_cells
 from tests.conftest import write_image
 from tests.models.test_pyramid import pooled_by_loops
 

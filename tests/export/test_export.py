@@ -26,6 +26,7 @@ from torch._export.serde.schema import SCHEMA_VERSION
 
 import spp_cls
 from spp_cls.export import formats, portable
+from spp_cls.export.trials import Trial, find_largest_difference
 from tests.conftest import CLASSES, Command, Tool, error_of, make_inputs, write_checkpoint, write_image
 
 # Batch, height and width: those that the paper's nets are to be right at, an odd one, and a map of one cell.
@@ -220,13 +221,13 @@ def test_an_export_that_is_not_the_network_leaves_no_file(tmp_path: Path, tool: 
     ],
 )
 def test_the_largest_difference(logits: list[float], found: list[float], refused: bool) -> None:
-    trials = [formats.Trial(torch.zeros(1, 3, 8, 9), torch.tensor([logits]))]
+    trials = [Trial(torch.zeros(1, 3, 8, 9), torch.tensor([logits]))]
     answer = torch.tensor([found])
     if refused:
         with pytest.raises(spp_cls.UserError, match=r"the x export is not the network: at 8 x 9 pixels"):
-            formats.find_largest_difference(lambda images: answer, trials, "x")
+            find_largest_difference(lambda images: answer, trials, "x")
     else:
-        difference = formats.find_largest_difference(lambda images: answer, trials, "x")
+        difference = find_largest_difference(lambda images: answer, trials, "x")
         # Rounding of the logits themselves.
         assert difference == pytest.approx(abs(found[0] - logits[0]) + abs(found[1] - logits[1]), abs=2e-6)
 

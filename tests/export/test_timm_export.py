@@ -9,7 +9,7 @@ import torch
 
 import spp_cls
 from spp_cls import UserError
-from spp_cls.export import formats
+from spp_cls.export import formats, trials
 from spp_cls.export.exported import open_exported
 from tests.conftest import write_checkpoint
 
@@ -18,7 +18,7 @@ TIMM = {"name": "timm/resnet10t", "levels": (2, 1), "hidden": (), "std": (58.0, 
 
 @pytest.fixture(autouse=True)
 def _few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "SIZES", ((64, 64), (96, 70)))
+    monkeypatch.setattr(trials, "SIZES", ((64, 64), (96, 70)))
 
 
 @pytest.mark.parametrize("pooling", ["spp", "avg"])

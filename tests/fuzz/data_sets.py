@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from spp_cls.data.pack import verify
 from spp_cls.data.sources import listing, open_source
-from spp_cls.data.sources.packing import PackSettings, pack, verify
+from spp_cls.data.sources.packing import PackSettings, pack
 from spp_cls.data.sources.parquet import ParquetImages
 from spp_cls.data.transforms.decode import decode
 from tests.fuzz.damage import Evil, Files, Random, damage_bytes, damage_json, to_json

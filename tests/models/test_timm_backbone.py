@@ -7,9 +7,9 @@ from torch import nn
 
 import spp_cls
 from spp_cls import UserError, build_net
-from spp_cls.models import timm_backbone
-from spp_cls.models.geometry import Geometry, trace_geometry
+from spp_cls.models import timm_models
 from spp_cls.models.net import NetConfig, check_sizes, warn_of_levels
+from spp_cls.models.tracing.geometry import Geometry, trace_geometry
 
 
 def copy_into_timms(net: spp_cls.SPPNet, classifier: str) -> nn.Module:
@@ -54,7 +54,7 @@ def test_defaults_are_what_timm_states() -> None:
 
 def test_preprocessing_is_that_of_the_tag() -> None:
     sizes = {
-        tag: timm_backbone.find_preprocessing(f"timm/efficientnet_b0.{tag}").input_size
+        tag: timm_models.find_preprocessing(f"timm/efficientnet_b0.{tag}").input_size
         for tag in ("ra_in1k", "ra4_e3600_r224_in1k")
     }
     assert sizes == {tag: timm.get_pretrained_cfg(f"efficientnet_b0.{tag}").input_size[-1] for tag in sizes}
@@ -162,7 +162,7 @@ def test_errors_are_one_line(options: dict, message: str) -> None:
 
 
 def test_pretrained_without_a_connection(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(timm_backbone, "_is_hub_reachable", lambda: False)
+    monkeypatch.setattr(timm_models, "_is_hub_reachable", lambda: False)
     with pytest.raises(UserError, match=r"weights of timm/resnet10t cannot be loaded \(https.* cannot be reached\)"):
         build_net("timm/resnet10t", pretrained=True)
     # Its client tries no more.
@@ -172,7 +172,7 @@ def test_pretrained_without_a_connection(monkeypatch: pytest.MonkeyPatch, capfd:
 def test_pretrained_weights_are_timms(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(1)
     weights = timm.create_model("resnet10t").state_dict()
-    create = timm_backbone._create_model
+    create = timm_models.create_model
 
     def load(name: str, in_chans: int, pretrained: bool = False) -> nn.Module:
         cfg = {"state_dict": weights, "num_classes": 1000, "classifier": "fc", "first_conv": "conv1.0"}
@@ -184,8 +184,8 @@ def test_pretrained_weights_are_timms(monkeypatch: pytest.MonkeyPatch) -> None:
             else create(name, in_chans)
         )
 
-    monkeypatch.setattr(timm_backbone, "_is_hub_reachable", lambda: True)
-    monkeypatch.setattr(timm_backbone, "_create_model", load)
+    monkeypatch.setattr(timm_models, "_is_hub_reachable", lambda: True)
+    monkeypatch.setattr(timm_models, "create_model", load)
     net = build_net("timm/resnet10t", pretrained=True, num_classes=3)
     assert torch.equal(net.backbone.model.conv1[0].weight, weights["conv1.0.weight"])
     assert torch.equal(net.backbone.model.layer4[0].bn1.running_mean, weights["layer4.0.bn1.running_mean"])

@@ -19,9 +19,9 @@ from spp_cls.data.sources import ImageSource
 from spp_cls.data.transforms.crops import CENTRE, crop_at, resize, warp
 from spp_cls.transfer import extraction
 from spp_cls.transfer.datasets import open_transfer_data
-from spp_cls.transfer.extraction import create_store, extract_features
-from spp_cls.transfer.layers import Feature, choose_features, compute_layers, list_layers
-from spp_cls.transfer.store import FeatureStore
+from spp_cls.transfer.features.extraction import create_store, extract_features
+from spp_cls.transfer.features.layers import Feature, choose_features, compute_layers, list_layers
+from spp_cls.transfer.features.store import FeatureStore
 from tests.transfer.data import write_caltech
 
 LAYERS = ("maps:conv2", "maps:conv4", "maps:conv5", "map", "level:6", "level:4", "pool", "hidden1", "hidden2", "logits")

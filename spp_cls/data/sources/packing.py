@@ -1,6 +1,5 @@
-"""Writes packed data sets, and checks them; packed.py reads them."""
+"""Writes packed data sets; packed.py reads them."""
 
-import hashlib
 import json
 import sys
 from collections import deque
@@ -20,14 +19,13 @@ from spp_cls.cli.errors import UserError
 from spp_cls.cli.files import replace_atomically
 from spp_cls.cli.reading import is_file
 from spp_cls.cli.schema import key
-from spp_cls.data.sources.identity import hash_list
+from spp_cls.data.sources.identity import hash_file, hash_list
 from spp_cls.data.sources.packed import (
     COLUMNS,
     MANIFEST,
     TYPES,
     Manifest,
     PackedFile,
-    PackedImages,
     import_pyarrow,
     read_described,
     read_manifest,
@@ -160,7 +158,7 @@ def _pack_file(path: Path, rows: Iterable[Row | dict[str, str]], on_bad: OnBad, 
 
     with replace_atomically(path) as unfinished:
         images = _write_rows(unfinished, collect_good())
-        size, sha256 = unfinished.stat().st_size, _hash_file(unfinished)
+        size, sha256 = unfinished.stat().st_size, hash_file(unfinished)
     note = {"name": path.name, "images": images, "bytes": size, "sha256": sha256, "bad": bad}
     _write_json(note_path, note)
     return note
@@ -231,25 +229,3 @@ def _write_rows(path: Path, rows: Iterable[Row]) -> int:
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     with replace_atomically(path) as unfinished:
         unfinished.write_text(json.dumps(content, indent=2) + "\n")
-
-
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def verify(root: Path) -> dict[str, int]:
-    """Check the files of a packed data set against its manifest; return the number of images of each split.
-
-    Raises:
-        UserError: if a file is missing or differs, or is not a packed file.
-    """
-    counts = {}
-    for split, content in read_manifest(root)["splits"].items():
-        source = PackedImages(root, split)
-        for entry in content["files"]:
-            path = root / entry["name"]
-            if _hash_file(path) != entry["sha256"]:
-                raise UserError(f"{path} differs from what was packed; copy it again or pack it again")
-        counts[split] = len(source)
-    return counts

@@ -1,46 +1,26 @@
 """The folder of a run: its configuration, checkpoints and logs; the same command finds it again and resumes."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePath
-from typing import Any, Self
+from typing import Self
 
 import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning.utilities import rank_zero_only
 
-from spp_cls.cli.errors import UserError, shorten
+from spp_cls.cli.errors import UserError
 from spp_cls.cli.files import replace_atomically
-from spp_cls.cli.reading import is_file, read_yaml
-from spp_cls.data.datamodule import NUM_IMAGES_KEY, ImageNetDataModule
-from spp_cls.models.checkpoint import CONFIG_KEY, convert_config_to_dict, create_config_from_dict, load_checkpoint
+from spp_cls.models.checkpoint import load_checkpoint
 from spp_cls.models.net import NetConfig
 from spp_cls.training.loggers import CSV_FILE, MLFLOW_FOLDER, TENSORBOARD_FOLDER, WANDB_FOLDER
+from spp_cls.training.run.comparison import check_resumable, list_differences
 from spp_cls.training.run.lock import RunLock
 from spp_cls.training.run.overwriting import Overwriting
 
-# What the training of a network depends on; the other keys may change from one start of a run to the next.
-_TRAINING_KEYS = (
-    "sizes", "shape", "seed", "ema_decay", "freeze", "data.kind", "data.batch_size",
-    "trainer.gradient_clip_val",
-    # The position inside an epoch is counted in its steps and parts of steps.
-    "trainer.accumulate_grad_batches", "trainer.limit_train_batches",
-)  # fmt: skip
-# Keys that configurations of earlier versions do not have, and what these versions did.
-_LATER_KEYS = {
-    "shape": "crop", "optimizer.backbone_lr_scale": 1.0, "schedule.warmup": 0.0, "schedule.warmup_factor": 0.0,
-    "loss._target_": "spp_cls.training.losses.CrossEntropy", "loss.label_smoothing": 0.0,
-}  # fmt: skip
-_TRAINING_GROUPS = ("augmentation", "optimizer", "schedule", "loss")
-
 # Bytes of a part of a path, on Linux and macOS.
 _LONGEST_NAME = 255
-
-# What Lightning restores from a checkpoint.
-_RESUMABLE = {
-    "epoch": int, "global_step": int, "loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list,
-}  # fmt: skip
 
 
 class RunFolder:
@@ -161,19 +141,8 @@ class RunFolder:
             # The first process is about to put it in its place, and compares it.
             return self.last
         checkpoint = load_checkpoint(self.last)
-        missing = [name for name, kind in _RESUMABLE.items() if not isinstance(checkpoint.get(name), kind)]
-        if missing:
-            raise UserError(
-                f"{self.last} cannot be resumed, as its {', '.join(missing)} is missing or damaged; choose another "
-                f"name=..., and init_from={self.last} to start from its weights"
-            )
-        old = create_config_from_dict(checkpoint[CONFIG_KEY])
-        differences = _list_differences(convert_config_to_dict(old), convert_config_to_dict(config))
-        if is_file(self.config):
-            differences += _list_differences(_training_keys(_read_config(self.config)), _training_keys(_to_tree(cfg)))
-        images = checkpoint.get(ImageNetDataModule.__qualname__, {}).get(NUM_IMAGES_KEY, num_images)
-        if images != num_images:
-            differences.append(f"there were {images} training images, there are {num_images}")
+        check_resumable(checkpoint, self.last)
+        differences = list_differences(checkpoint, self.config, config, cfg, num_images)
         if differences:
             raise UserError(
                 f"the run in {self.path} was started with other keys ({'; '.join(differences)}); choose another "
@@ -233,51 +202,3 @@ def _is_slurm_restart() -> bool:
 def _is_first_process() -> bool:
     # Lightning learns the rank of processes that were started by hand, a node each, only from its Trainer.
     return not getattr(rank_zero_only, "rank", 0) and os.environ.get("NODE_RANK", "0") == "0"
-
-
-def _to_tree(cfg: DictConfig) -> Any:
-    return OmegaConf.to_container(cfg, resolve=True)
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """Read the configuration that a run was started with, as plain values; what others put into it is not resolved.
-
-    Raises:
-        UserError: if prepare did not write it.
-    """
-    try:
-        values = read_yaml(path)
-        if not isinstance(values, dict):
-            raise ValueError("it has no keys")
-        return values
-    except ValueError as error:
-        raise UserError(
-            f"{path} is not a configuration of train.py ({shorten(error)}); put the earlier one back, or choose "
-            "another name=..."
-        ) from error
-
-
-def _training_keys(cfg: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys that training depends on, with those of the groups that are set."""
-    values = _LATER_KEYS | {key: value for key in _TRAINING_KEYS if (value := _select(cfg, key)) is not None}
-    for group in _TRAINING_GROUPS:
-        found = _select(cfg, group)
-        values |= {f"{group}.{key}": value for key, value in found.items()} if isinstance(found, dict) else {}
-    return values
-
-
-def _select(tree: Any, key: str) -> Any:
-    for name in key.split("."):
-        tree = tree.get(name) if isinstance(tree, dict) else None
-    return tree
-
-
-def _list_differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """List the keys whose values differ, with both values; of the class names, the first that differs."""
-    changed = {key: (old.get(key), new.get(key)) for key in {**new, **old} if old.get(key) != new.get(key)}
-    old_names, new_names = changed.pop("class_names", (None, None))
-    lines = [f"{key} was {before}, is {after}" for key, (before, after) in changed.items()]
-    if old_names and new_names and len(old_names) == len(new_names):
-        number = next(i for i, (before, after) in enumerate(zip(old_names, new_names, strict=True)) if before != after)
-        lines.append(f"class {number} was {old_names[number]}, is {new_names[number]}")
-    return lines

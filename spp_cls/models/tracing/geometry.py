@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from spp_cls.cli.errors import UserError
-from spp_cls.models.spans import RULES, Span, Spans, join, slide_both
+from spp_cls.models.tracing.spans import RULES, Span, Spans, join, slide_both
 
 Shape = tuple[int, int]
 

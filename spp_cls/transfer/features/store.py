@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.files import replace_atomically
-from spp_cls.transfer.layers import Feature
+from spp_cls.transfer.features.layers import Feature
 
 MANIFEST = "manifest.json"
 _ITEM = np.dtype("<f4")

@@ -20,8 +20,8 @@ from spp_cls.evaluation.images import MAX_PIXELS, Cut, load_cuts
 from spp_cls.evaluation.rows import find_version
 from spp_cls.models.checkpoint import convert_config_to_dict
 from spp_cls.models.net import SPPNet
-from spp_cls.transfer.layers import Feature, compute_layers, measure_lengths
-from spp_cls.transfer.store import FeatureStore
+from spp_cls.transfer.features.layers import Feature, compute_layers, measure_lengths
+from spp_cls.transfer.features.store import FeatureStore
 
 # A run that is killed loses no more than the work of so many seconds.
 _SECONDS_BETWEEN_COMMITS = 30

@@ -1,0 +1,66 @@
+"""Whether the settings of a data module fit each other and the trainer, before any data is read."""
+
+from spp_cls.cli.errors import UserError
+from spp_cls.data.transforms.augmentation import Augmentation
+from spp_cls.data.transforms.shapes import TrainingShapes
+
+
+def check_options(timeout: float, cache: str, shapes: TrainingShapes, augmentation: Augmentation) -> None:
+    """Check settings, and that training images can be cached and augmented as they say.
+
+    Raises:
+        UserError: if one is out of range, or two do not fit.
+    """
+    if cache not in ("none", "device"):
+        raise UserError(f"data.cache is none or device, not {cache!r}")
+    if cache == "device" and not augmentation.can_crop_on_device:
+        raise UserError(
+            "data.cache=device works with augmentations that only crop, flip and shift colours, such as the "
+            "paper's; set data.cache=none"
+        )
+    if timeout < 0:
+        raise UserError(f"data.timeout is a number of seconds from 0, not {timeout}")
+    if shapes.seed < 0:
+        raise UserError(f"seed is a whole number from 0, not {shapes.seed}")
+    if shapes.has_whole_images and cache == "device":
+        raise UserError(f"data.cache=device makes crops only; set data.cache=none for shape={shapes.kind}")
+    if shapes.has_whole_images and not augmentation.takes_whole_images:
+        raise UserError(
+            f"shape={shapes.kind} takes augmentations of whole images, and this one makes square crops; set "
+            "augmentation=paper, or takes_whole_images in a class of your own"
+        )
+
+
+def check_batch(batch_size: int, num_chunks: int, mixes_pairs: bool, num_images: int) -> None:
+    """Check that the images fill a global batch, that it divides into equal chunks, and these into pairs to be mixed.
+
+    Raises:
+        UserError: if they do not fill it, or it does not divide.
+    """
+    if batch_size < 1 or batch_size % num_chunks:
+        raise UserError(
+            f"the global batch of {batch_size} does not divide by {num_chunks} (processes times "
+            f"accumulated batches); set data.batch_size to a multiple of {num_chunks}"
+        )
+    if mixes_pairs and batch_size // num_chunks % 2:
+        raise UserError(
+            f"the augmentation mixes images in pairs, and {batch_size // num_chunks} images of a chunk are an "
+            f"odd number; set data.batch_size to a multiple of {2 * num_chunks}"
+        )
+    if num_images < batch_size:
+        raise UserError(
+            f"{num_images} training images do not fill a batch of {batch_size}; set a smaller data.batch_size"
+        )
+
+
+def check_limit(split: str, limit: int | float | None, count: int) -> None:
+    """Check that a trainer's share of the batches of an epoch is at least one.
+
+    Raises:
+        UserError: if it is none.
+    """
+    if isinstance(limit, float) and count and int(limit * count) < 1:
+        raise UserError(
+            f"trainer.limit_{split}_batches={limit:g} of {count} batches is none; set a number of batches, or "
+            "a larger share"
+        )
