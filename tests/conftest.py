@@ -36,18 +36,6 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # PyTorch reads it as it is imported.
     os.environ["OMP_NUM_THREADS"] = "1"
 
-# Fixtures that take seconds to make.
-SHARED = ("exported", "server")
-
-
-# Before xdist reads the groups.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the tests of a file in one process, and those of all files that share a fixture that takes long."""
-    for item in items:
-        names = getattr(item, "fixturenames", ())
-        item.add_marker(pytest.mark.xdist_group(next((name for name in SHARED if name in names), str(item.path))))
-
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
@@ -131,6 +119,8 @@ def run_here(patch: pytest.MonkeyPatch, folder: Path, script: str, *overrides: s
     """Run train.py or eval.py in a folder, but in this process; return the status."""
     patch.chdir(folder)
     patch.setattr(sys, "argv", [str(REPOSITORY / script), *overrides])
+    # It composes the configuration once more, for a key that no test sets.
+    patch.setattr("hydra._internal.hydra.Hydra.get_mode", lambda *_, **__: None)
     handlers = logging.root.handlers[:]
     with warnings.catch_warnings():
         # As in a process of its own: filters of the tests before are not in the way.
@@ -211,18 +201,24 @@ def write_checkpoint(path: Path, **options: Any) -> SPPNet:
 
 CLASSES = ("blue", "green", "red")
 
+FEW_SIZES = ((64, 64), (96, 70))
+
 
 @pytest.fixture(scope="session")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with best.ckpt of three classes, and below it the folder of its exports in all formats."""
     import torch
 
+    from spp_cls.export import trials
     from spp_cls.export.formats import export_net
 
     folder = tmp_path_factory.mktemp("exported")
     torch.manual_seed(0)
     write_checkpoint(folder / "best.ckpt", class_names=CLASSES)
-    export_net(folder / "best.ckpt", ["safetensors", "onnx", "torch"], folder / "export")
+    with pytest.MonkeyPatch.context() as patch:
+        # Fewer and smaller images to try the exports on.
+        patch.setattr(trials, "SIZES", FEW_SIZES)
+        export_net(folder / "best.ckpt", ["safetensors", "onnx", "torch"], folder / "export")
     return folder
 
 

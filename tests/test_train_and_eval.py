@@ -16,6 +16,7 @@ import pytest
 import torch
 
 from tests.conftest import CLASSES, Command, Result, error_of, run_here, run_process, write_checkpoint, write_image
+from tests.server import Server
 
 TINY = (
     "data=imagefolder", "data.batch_size=8", "data.num_workers=2", "model.input_size=64", "model.hidden=[16,16]",
@@ -273,13 +274,13 @@ def test_settings_that_lightning_refuses(
 
 
 @pytest.mark.slow
-def test_two_processes_test_as_one(image_folder: Path, tmp_path: Path, command: Command) -> None:
+def test_two_processes_test_as_one(image_folder: Path, tmp_path: Path, server: Server, command: Command) -> None:
     write_checkpoint(tmp_path / "last.ckpt", class_names=CLASSES)
     arguments = (
         "ckpt=last.ckpt", "data=imagefolder", f"data.root={image_folder}", "data.num_workers=0",
         "protocol=[crop10,map10]", "trainer.accelerator=cpu",
     )  # fmt: skip
     alone = rows_of(command("eval.py", *arguments))
-    shared = rows_of(run_process(tmp_path, "eval.py", *arguments, "trainer.devices=2"))
+    shared = rows_of(server.run(tmp_path, "eval.py", *arguments, "trainer.devices=2", processes=2))
     for key in ("protocol", "top1_error", "top5_error", "images"):
         assert [row[key] for row in shared] == [row[key] for row in alone]

@@ -163,7 +163,7 @@ def test_timm_and_load_net_read_the_folder(options: dict[str, Any], tmp_path: Pa
 
 @pytest.mark.slow
 def test_files_of_version_0_1_are_still_read(tmp_path: Path, tool: Tool) -> None:
-    write_checkpoint(tmp_path / "best.ckpt", std=())
+    write_checkpoint(tmp_path / "best.ckpt", std=(), hidden=None)
     write_image(tmp_path / "photo.jpg", 80, 90, (200, 10, 10))
     formats.export_net(tmp_path / "best.ckpt", ["onnx", "torch"], tmp_path)
     # It had zf5_tiny as a network, no std, and a division by one inside the networks of init=kaiming.
@@ -270,7 +270,7 @@ def test_a_full_disk_leaves_one_line_and_no_file(form: str, tmp_path: Path, tool
     write_checkpoint(tmp_path / "best.ckpt")
     # A limit on the size of a file stands for a disk that is full.
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (5_000_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, limits[1]))
     try:
         result = tool("spp_cls.export", "best.ckpt", f"format={form}")
     finally:

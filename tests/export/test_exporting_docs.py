@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import spp_cls
-from tests.conftest import REPOSITORY, Command, Tool, write_checkpoint, write_image, write_image_folder
+from tests.conftest import HIDDEN, REPOSITORY, Command, Tool, write_checkpoint, write_image, write_image_folder
 
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (REPOSITORY / "docs/exporting.md").read_text(), re.DOTALL)
 
@@ -87,7 +87,13 @@ def test_weights_by_name_keep_all_but_the_classifier(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "best.ckpt")
     export_net(tmp_path / "best.ckpt", ["safetensors"], tmp_path)
     weights = {"file": str(tmp_path / "model.safetensors"), "num_classes": 3}
-    options = {"pretrained": True, "pretrained_cfg_overlay": weights, "init": "kaiming", "std": (57.6, 57.6, 57.6)}
+    options = {
+        "pretrained": True,
+        "pretrained_cfg_overlay": weights,
+        "hidden": HIDDEN,
+        "init": "kaiming",
+        "std": (57.6,) * 3,
+    }
     net = spp_cls.load_net(tmp_path)
     images = torch.randn(2, 3, 70, 90)
     same = timm.create_model("zf5_tiny_spp", **options, num_classes=3).eval()

@@ -11,14 +11,14 @@ import spp_cls
 from spp_cls import UserError
 from spp_cls.export import formats, trials
 from spp_cls.export.exported import open_exported
-from tests.conftest import write_checkpoint
+from tests.conftest import FEW_SIZES, write_checkpoint
 
 TIMM = {"name": "timm/resnet10t", "levels": (2, 1), "hidden": (), "std": (58.0, 57.0, 57.0), "interpolation": "bicubic"}
 
 
 @pytest.fixture(autouse=True)
 def _few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trials, "SIZES", ((64, 64), (96, 70)))
+    monkeypatch.setattr(trials, "SIZES", FEW_SIZES)
 
 
 @pytest.mark.parametrize("pooling", ["spp", "avg"])

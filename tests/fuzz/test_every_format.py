@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from spp_cls.export import trials
+from tests.conftest import FEW_SIZES
 from tests.fuzz.formats import FORMATS, write_whole_files
 from tests.fuzz.runner import fuzz
 
@@ -25,7 +26,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("whole")
     with pytest.MonkeyPatch.context() as patch:
         # Fewer and smaller images to try the exports on.
-        patch.setattr(trials, "SIZES", ((64, 64), (96, 70)))
+        patch.setattr(trials, "SIZES", FEW_SIZES)
         write_whole_files(folder)
     return folder
 

@@ -17,7 +17,8 @@ from spp_cls.models.checkpoint import load_checkpoint
 from spp_cls.training import LitClassifier, SyncBatchNorms, WeightAverage
 from spp_cls.training.acceleration import warm_up
 from spp_cls.training.fine_tuning import init_from
-from tests.conftest import REPOSITORY, Result, run_process, write_image_folder
+from tests.conftest import REPOSITORY, write_image_folder
+from tests.server import Server
 
 TIMM = {"name": "timm/resnet10t", "num_classes": 3, "levels": (2, 1), "input_size": 64}
 
@@ -168,24 +169,25 @@ RUN = (
 
 
 @pytest.mark.slow
-def test_two_processes_with_batch_norm(tmp_path: Path) -> None:
+def test_two_processes_with_batch_norm(server: Server, tmp_path: Path) -> None:
     write_image_folder(tmp_path / "images", train=6, val=3)
 
-    def train(name: str, *overrides: str) -> dict:
-        result: Result = run_process(tmp_path, "train.py", *RUN, f"name={name}", *overrides)
+    def train(name: str, *overrides: str, processes: int = 1) -> dict:
+        keys = (f"trainer.devices={processes}", f"name={name}")
+        result = server.run(tmp_path, "train.py", *RUN, *keys, *overrides, processes=processes)
         assert result.returncode == 0, result.stderr
         return load_checkpoint(tmp_path / f"runs/{name}/last.ckpt")
 
     one = train("one")
-    two = train("two", "trainer.devices=2", "trainer.sync_batchnorm=true")
+    two = train("two", "trainer.sync_batchnorm=true", processes=2)
     for key, value in one["state_dict"].items():
         # Two steps of float32 sums in another order. Gradients of the first layers are small differences of large
         # sums, as the images are smooth; float64 agrees to 1e-9 in the test above.
         torch.testing.assert_close(two["state_dict"][key], value, rtol=1e-3, atol=1e-4)
     assert two["validation_errors"] == one["validation_errors"]
     # Each process with statistics of its own: validation, which is longer in one, does not change them.
-    alone = train("alone", "trainer.devices=2")
-    short = train("short", "trainer.devices=2", "trainer.limit_val_batches=1")
+    alone = train("alone", processes=2)
+    short = train("short", "trainer.limit_val_batches=1", processes=2)
     assert all(torch.equal(short["state_dict"][key], value) for key, value in alone["state_dict"].items())
     assert not torch.equal(
         alone["state_dict"]["net.backbone.model.bn1.running_mean"],

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from itertools import chain
 from pathlib import Path
 
@@ -15,7 +16,8 @@ import pytest
 import torch
 
 from spp_cls.models.checkpoint import load_checkpoint
-from tests.conftest import REPOSITORY, Result, run_process, write_image_folder
+from tests.conftest import REPOSITORY, Result, write_image_folder
+from tests.server import Server
 from tests.test_running_docs import COMMANDS
 
 pytestmark = pytest.mark.slow
@@ -33,17 +35,38 @@ RUN = (
 )  # fmt: skip
 
 
-def train(folder: Path, name: str, processes: int, strike: str = "0:0", line: str = PYTHON, *keys: str) -> Result:
-    record = folder / f"record-{name}"
-    record.mkdir(exist_ok=True)
-    program, *words = shlex.split(re.sub(r"(devices|per-node)=8", rf"\1={processes}", line))
-    module = {"python": [], "torchrun": ["-m", "torch.distributed.run"]}[program]
-    words = [str(REPOSITORY / "tests/training/recorded_train.py") if word == "train.py" else word for word in words]
-    return subprocess.run(
-        [sys.executable, *module, *words, *RUN, *keys, f"name={name}"],
-        cwd=folder, capture_output=True, text=True, timeout=300, check=False,
-        env=os.environ | {"RECORD": str(record), "STRIKE": strike, "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+class Training:
+    """Starts train.py, which writes down its images, as several processes."""
+
+    def __init__(self, folder: Path, server: Server) -> None:
+        self.folder = folder
+        self.server = server
+
+    def __call__(self, name: str, processes: int, strike: str = "0:0", *keys: str) -> Result:
+        """Train in processes forked for it, which are numbered as Lightning numbers those that it starts."""
+        line = re.sub(r"devices=8", f"devices={processes}", PYTHON)
+        program, *words = self._complete(line, name, keys)
+        assert program == "python"
+        return self.server.run(self.folder, *words, environment=self._prepare(name, strike), processes=processes)
+
+    def launch(self, name: str, processes: int, line: str) -> Result:
+        """Train as a line of the guide says, by Lightning or by torchrun."""
+        program, *words = self._complete(re.sub(r"(devices|per-node)=8", rf"\1={processes}", line), name, ())
+        module = {"python": [], "torchrun": ["-m", "torch.distributed.run"]}[program]
+        return subprocess.run(
+            [sys.executable, *module, *words], cwd=self.folder, capture_output=True, text=True, timeout=300,
+            check=False, env=os.environ | self._prepare(name, "0:0"),
+        )  # fmt: skip
+
+    def _prepare(self, name: str, strike: str) -> dict[str, str]:
+        record = self.folder / f"record-{name}"
+        record.mkdir(exist_ok=True)
+        return {"RECORD": str(record), "STRIKE": strike, "OMP_NUM_THREADS": "1"}
+
+    def _complete(self, line: str, name: str, keys: Sequence[str]) -> list[str]:
+        script = str(REPOSITORY / "tests/training/recorded_train.py")
+        words = [script if word == "train.py" else word for word in shlex.split(line)]
+        return [*words, *RUN, *keys, f"name={name}"]
 
 
 def images_of_steps(folder: Path, name: str, batch: int = 12) -> list[set[int]]:
@@ -76,21 +99,25 @@ def assert_as_one(folder: Path, name: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def train(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Training:
     folder = tmp_path_factory.mktemp("processes")
     write_image_folder(folder / "images", train=20, val=5)
-    result = train(folder, "one", 1)
+    return Training(folder, server)
+
+
+@pytest.fixture(scope="module")
+def one(train: Training) -> Path:
+    result = train("one", 1)
     assert result.returncode == 0, result.stderr
-    assert len(images_of_steps(folder, "one")) == 20
-    return folder
+    assert len(images_of_steps(train.folder, "one")) == 20
+    return train.folder
 
 
-# Two that Lightning starts: the run below that is stopped in between.
 @pytest.mark.parametrize(("line", "processes"), [(PYTHON, 3), (TORCHRUN, 2)])
-def test_several_processes_train_as_one(line: str, processes: int, one: Path) -> None:
+def test_several_processes_train_as_one(line: str, processes: int, train: Training, one: Path) -> None:
     name = str(processes)
     before = set((one / "runs").iterdir())
-    result = train(one, name, processes, line=line)
+    result = train.launch(name, processes, line)
     assert result.returncode == 0, result.stderr
     assert images_of_steps(one, name) == images_of_steps(one, "one")
     assert_as_one(one, name)
@@ -100,10 +127,10 @@ def test_several_processes_train_as_one(line: str, processes: int, one: Path) ->
     assert result.stdout.count("Lowest validation top-1 error") == 1
 
 
-def test_several_processes_train_as_one_on_whole_images(one: Path) -> None:
+def test_several_processes_train_as_one_on_whole_images(train: Training, one: Path) -> None:
     for processes in (1, 2, 3):
         keys = ("shape=natural", "data.batch_size=6", "trainer.max_epochs=2", "model.hidden=[]")
-        result = train(one, f"whole-{processes}", processes, "0:0", PYTHON, *keys)
+        result = train(f"whole-{processes}", processes, "0:0", *keys)
         assert result.returncode == 0, result.stderr
         assert "take a shape beside theirs and 0 are left out" in result.stdout
     alone = images_of_steps(one, "whole-1", 6)
@@ -116,36 +143,38 @@ def test_several_processes_train_as_one_on_whole_images(one: Path) -> None:
             torch.testing.assert_close(other[key], weight, rtol=1e-4, atol=1e-5)
 
 
-def test_a_signal_to_one_of_two_processes_stops_both_and_the_run_goes_on(one: Path) -> None:
-    result = train(one, "stopped", 2, f"8:{int(signal.SIGTERM)}")
+def test_a_signal_to_one_of_two_processes_stops_both_and_the_run_goes_on(train: Training, one: Path) -> None:
+    result = train("stopped", 2, f"8:{int(signal.SIGTERM)}")
     assert result.returncode == 128 + signal.SIGTERM, result.stderr
     assert "Stopped by SIGTERM after step 8 (epoch 1); runs/stopped/last.ckpt is saved" in result.stdout
     assert load_checkpoint(one / "runs/stopped/last.ckpt")["global_step"] == 8
-    result = train(one, "stopped", 2)
+    result = train("stopped", 2)
     assert result.returncode == 0, result.stderr
     assert images_of_steps(one, "stopped") == images_of_steps(one, "one")
     assert_as_one(one, "stopped")
 
 
 @pytest.mark.parametrize("augmentation", ["strong", "mix"])
-def test_the_images_and_targets_of_two_processes_are_those_of_one(augmentation: str, one: Path) -> None:
+def test_the_images_and_targets_of_two_processes_are_those_of_one(
+    augmentation: str, train: Training, one: Path
+) -> None:
     more = (f"augmentation={augmentation}", "optimizer=adamw")
     found = []
     for processes in (1, 2):
         name = f"{augmentation}{processes}"
-        result = train(one, name, processes, "0:0", PYTHON, *more)
+        result = train(name, processes, "0:0", *more)
         assert result.returncode == 0, result.stderr
         found.append(inputs_of_steps(one, name))
     assert len(found[0]) == 20
     assert found[0] == found[1]
-    result = train(one, f"{augmentation}stopped", 2, f"8:{int(signal.SIGTERM)}", PYTHON, *more)
+    result = train(f"{augmentation}stopped", 2, f"8:{int(signal.SIGTERM)}", *more)
     assert result.returncode == 128 + signal.SIGTERM, result.stderr
-    result = train(one, f"{augmentation}stopped", 2, "0:0", PYTHON, *more)
+    result = train(f"{augmentation}stopped", 2, "0:0", *more)
     assert result.returncode == 0, result.stderr
     assert inputs_of_steps(one, f"{augmentation}stopped") == found[0]
 
 
-def test_from_training_to_prediction(tmp_path: Path) -> None:
+def test_from_training_to_prediction(server: Server, tmp_path: Path) -> None:
     arguments = (
         "trainer.accelerator=cpu", "trainer.devices=2", "trainer.max_epochs=2", "trainer.limit_train_batches=12",
         "trainer.limit_val_batches=2", "checkpoint.every_steps=4", "data.num_workers=1", "name=demo",
@@ -161,7 +190,7 @@ def test_from_training_to_prediction(tmp_path: Path) -> None:
     os.killpg(training.pid, signal.SIGKILL)
     training.wait()
     assert load_checkpoint(last)["global_step"] < 24
-    result = run_process(tmp_path, "train.py", *arguments)
+    result = server.run(tmp_path, "train.py", *arguments)
     assert result.returncode == 0, result.stderr
     assert load_checkpoint(last)["global_step"] == 24
     assert len(load_checkpoint(last)["validation_errors"]) == 2
@@ -173,15 +202,13 @@ def test_from_training_to_prediction(tmp_path: Path) -> None:
         for path in sorted(folder.glob("*.jpg"))[:2]:
             (tmp_path / "few/val" / folder.name / path.name).symlink_to(path)
     few = ("data=imagefolder", "data.root=few", "data.num_workers=0")
-    result = run_process(tmp_path, "eval.py", f"ckpt={best}", "protocol=[map98]", *few)
+    result = server.run(tmp_path, "eval.py", f"ckpt={best}", "protocol=[map98]", *few)
     assert result.returncode == 0, result.stderr
     (row,) = json.loads(result.stdout.splitlines()[-1])["rows"]
     assert (row["protocol"], row["views"], row["images"]) == ("map98", 98, 20)
 
     def tool(*words: str) -> str:
-        result = subprocess.run(
-            [sys.executable, "-m", *words], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=False
-        )
+        result = server.run(tmp_path, "-m", *words)
         assert result.returncode == 0, result.stderr
         return result.stdout
 

@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +13,7 @@ from sklearn.svm import SVC
 from spp_cls.transfer.datasets import draw_split, open_transfer_data
 from spp_cls.transfer.metrics import compute_11_point_precision
 from tests.conftest import REPOSITORY, Tool, error_of, write_checkpoint, write_image_folder
+from tests.server import Server
 from tests.transfer.data import write_caltech, write_voc
 
 CALTECH = ("data=caltech101", "data.root=.", "draws=2", "train=4", "test=3")
@@ -212,17 +210,12 @@ def test_help(tool: Tool) -> None:
 
 
 @pytest.mark.slow
-def test_any_number_of_processes_writes_the_same_bytes(folder: Path) -> None:
+def test_any_number_of_processes_writes_the_same_bytes(folder: Path, server: Server) -> None:
     layers = ("layer=[maps:conv4,level:6,pool,hidden1,hidden2]", "view=[crop,full,warp]", "side=[64,80]")
     for processes in (1, 2, 3):
-        result = subprocess.run(
-            [
-                sys.executable, "-m", *RUN, *CALTECH, *layers, f"features=f{processes}", f"out=t{processes}.csv",
-                f"trainer.devices={processes}", "trainer.accelerator=cpu",
-            ],
-            cwd=folder, capture_output=True, text=True, timeout=300, check=False,
-            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
-        )  # fmt: skip
+        files = (f"features=f{processes}", f"out=t{processes}.csv")
+        keys = (*CALTECH, *layers, *files, f"trainer.devices={processes}", "trainer.accelerator=cpu")
+        result = server.run(folder, "-m", *RUN, *keys, processes=processes)
         assert result.returncode == 0, result.stderr
     paths = sorted((folder / "f1").iterdir())
     assert len(paths) == 2 * (5 * 3 - 1) * 2 + 1

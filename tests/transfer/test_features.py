@@ -17,8 +17,8 @@ from spp_cls.cli.errors import UserError
 from spp_cls.data.loading.dataset import read_image
 from spp_cls.data.sources import ImageSource
 from spp_cls.data.transforms.crops import CENTRE, crop_at, resize, warp
-from spp_cls.transfer import extraction
 from spp_cls.transfer.datasets import open_transfer_data
+from spp_cls.transfer.features import extraction
 from spp_cls.transfer.features.extraction import create_store, extract_features
 from spp_cls.transfer.features.layers import Feature, choose_features, compute_layers, list_layers
 from spp_cls.transfer.features.store import FeatureStore
