@@ -27,7 +27,7 @@ from torch._export.serde.schema import SCHEMA_VERSION
 import spp_cls
 from spp_cls.export import formats, portable
 from spp_cls.export.trials import Trial, find_largest_difference
-from tests.conftest import CLASSES, Command, Tool, error_of, make_inputs, write_checkpoint, write_image
+from tests.conftest import CLASSES, FEW_SIZES, Command, Tool, error_of, make_inputs, write_checkpoint, write_image
 
 # Batch, height and width: those that the paper's nets are to be right at, an odd one, and a map of one cell.
 SHAPES = ((1, 180, 180), (2, 224, 224), (1, 224, 320), (3, 373, 256), (1, 560, 747), (1, 311, 467), (2, 23, 60))
@@ -191,6 +191,12 @@ def everything_in(folder: Path) -> dict[str, bytes]:
     return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.fixture
+def _few_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("spp_cls.export.trials.SIZES", FEW_SIZES)
+
+
+@pytest.mark.usefixtures("_few_sizes")
 def test_an_export_that_is_not_the_network_leaves_no_file(tmp_path: Path, tool: Tool, monkeypatch: Any) -> None:
     write_checkpoint(tmp_path / "best.ckpt")
     (tmp_path / "export").mkdir()
@@ -204,7 +210,7 @@ def test_an_export_that_is_not_the_network_leaves_no_file(tmp_path: Path, tool: 
 
     monkeypatch.setattr(portable.PortablePool, "forward", wrong)
     message = error_of(tool("spp_cls.export", "best.ckpt", "format=[safetensors,torch]"))
-    assert "the torch export is not the network: at 224 x 320 pixels a logit differs by " in message
+    assert "the torch export is not the network: at 96 x 70 pixels a logit differs by " in message
     assert everything_in(tmp_path) == before
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
@@ -265,6 +271,7 @@ def test_a_network_too_large_for_onnx(tmp_path: Path, tool: Tool, monkeypatch: A
     assert "holds no more than 2 GiB" in error_of(tool("spp_cls.export", "best.ckpt", "format=onnx"))
 
 
+@pytest.mark.usefixtures("_few_sizes")
 @pytest.mark.parametrize("form", ["safetensors", "onnx", "torch"])
 def test_a_full_disk_leaves_one_line_and_no_file(form: str, tmp_path: Path, tool: Tool) -> None:
     write_checkpoint(tmp_path / "best.ckpt")
