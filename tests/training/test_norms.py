@@ -1,7 +1,5 @@
 """Norms in training: running statistics in averages, checkpoints and new runs, and statistics over processes."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +15,7 @@ from spp_cls.models.checkpoint import load_checkpoint
 from spp_cls.training import LitClassifier, SyncBatchNorms, WeightAverage
 from spp_cls.training.acceleration import warm_up
 from spp_cls.training.fine_tuning import init_from
-from tests.conftest import REPOSITORY, write_image_folder
+from tests.conftest import write_image_folder
 from tests.server import Server
 
 TIMM = {"name": "timm/resnet10t", "num_classes": 3, "levels": (2, 1), "input_size": 64}
@@ -102,14 +100,14 @@ def test_synchronised_norms_keep_activations_names_and_values() -> None:
 
 # Each process takes its half of a batch through the same layers as one process takes the whole through.
 HALVES = """
-import sys
+import os
 import torch
 from timm.layers import BatchNormAct2d
 from torch import nn
 from spp_cls.training.norms import SyncBatchNorms, average_buffers
 
-rank, folder = int(sys.argv[1]), sys.argv[2]
-torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+rank, folder = int(os.environ["LOCAL_RANK"]), "."
+torch.distributed.init_process_group("gloo", init_method=f"file://{os.getcwd()}/meet", rank=rank, world_size=2)
 torch.manual_seed(0)
 norms = nn.BatchNorm2d(4), BatchNormAct2d(5, momentum=None)
 layers = nn.Sequential(nn.Conv2d(3, 4, 3), norms[0], nn.Conv2d(4, 5, 3), norms[1]).double()
@@ -132,13 +130,10 @@ torch.save(result, f"{folder}/{rank}.pt")
 
 
 @pytest.mark.slow
-def test_two_halves_of_a_batch_are_normalised_as_the_whole(tmp_path: Path) -> None:
+def test_two_halves_of_a_batch_are_normalised_as_the_whole(server: Server, tmp_path: Path) -> None:
     (tmp_path / "halves.py").write_text(HALVES)
-    processes = [
-        subprocess.Popen([sys.executable, tmp_path / "halves.py", str(rank), tmp_path], cwd=REPOSITORY)
-        for rank in (0, 1)
-    ]
-    assert [process.wait(300) for process in processes] == [0, 0]
+    result = server.run(tmp_path, str(tmp_path / "halves.py"), processes=2)
+    assert result.returncode == 0, result.stderr
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
     torch.manual_seed(0)
     layers = nn.Sequential(

@@ -190,7 +190,7 @@ def test_from_training_to_prediction(server: Server, tmp_path: Path) -> None:
     os.killpg(training.pid, signal.SIGKILL)
     training.wait()
     assert load_checkpoint(last)["global_step"] < 24
-    result = server.run(tmp_path, "train.py", *arguments)
+    result = server.run(tmp_path, "train.py", *arguments, processes=2)
     assert result.returncode == 0, result.stderr
     assert load_checkpoint(last)["global_step"] == 24
     assert len(load_checkpoint(last)["validation_errors"]) == 2
