@@ -12,7 +12,7 @@ from spp_cls.data.sources.files import ImageFiles
 from spp_cls.evaluation.tables import read_paper, read_results
 from spp_cls.transfer.datasets import Split, TransferData, make_targets
 from spp_cls.transfer.experiment import DrawResult, measure
-from spp_cls.transfer.layers import Feature
+from spp_cls.transfer.features.layers import Feature
 from spp_cls.transfer.rows import TransferRow, append_rows, write_predictions
 from spp_cls.transfer.tables import build_claims_table, build_paper_tables, build_transfer_tables, read_transfer_results
 from tests.conftest import REPOSITORY, Tool, error_of
