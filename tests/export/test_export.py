@@ -109,7 +109,7 @@ def test_exports_run_without_this_package_at_every_size(exported: Path) -> None:
 
 @pytest.mark.slow
 def test_an_export_without_spp_takes_any_batch(tmp_path: Path) -> None:
-    net = write_checkpoint(tmp_path / "best.ckpt", pooling="none")
+    net = write_checkpoint(tmp_path / "best.ckpt", pooling="none", hidden=None)
     lines = formats.export_net(tmp_path / "best.ckpt", ["onnx", "torch"], tmp_path)
     assert "beside the network at 64 x 64, 64 x 64" in lines[-1]
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
