@@ -93,13 +93,15 @@ def build_timm_tables(folder: str | Path) -> list[Table]:
     found = read_json(folder, "timm_step")
     if not found:
         return []
-    header = ("net", "size", "batch", "precision", "compiled", "version", "of the bare loop's speed", "images/s")
+    header = ["net", "size", "batch", "precision", "compiled", "version", "of the bare loop's speed"]
     settings = [str(found[each]) for each in ("net", "size", "batch", "precision", "compile")]
     seconds = found["seconds"]
-    rows = [
-        [*settings, name, f"{100 * seconds['bare'] / seconds[name]:.1f} %", f"{found['batch'] / seconds[name]:.1f}"]
-        for name in ("avg", "spp")
-    ]
+    rows = [[*settings, name, f"{100 * seconds['bare'] / seconds[name]:.1f} %"] for name in ("avg", "spp")]
+    # Of shared CPU cores, ratios alone can be compared with other machines'.
+    if "CPU" not in found["hardware"]:
+        header.append("images/s")
+        for row, name in zip(rows, ("avg", "spp"), strict=True):
+            row.append(f"{found['batch'] / seconds[name]:.1f}")
     return [(f"Training steps on a network of timm, beside a bare loop ({describe(found)})", header, rows)]
 
 

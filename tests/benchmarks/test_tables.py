@@ -71,3 +71,14 @@ def test_tables_of_a_gpu_are_those_of_its_files(tables: ModuleType, tmp_path: Pa
         [["zf5", "224", "128", "bf16-mixed", "2.50", "", "", "", ""]],
     ]
     assert next(iter(found)) == "Parts of the kit, size full, driver 1, CUDA 13, cuDNN 9 (a GPU, torch 2: c)"
+
+
+@pytest.mark.parametrize(("hardware", "rates"), [("2 CPU cores, x", []), ("1 x NVIDIA X", ["16.0", "8.0"])])
+def test_rates_are_those_of_gpus_alone(hardware: str, rates: list[str], tables: ModuleType, tmp_path: Path) -> None:
+    settings = {"net": "resnet18", "size": 224, "batch": 32, "precision": "32-true", "compile": False}
+    seconds = {"bare": 1.9, "avg": 2.0, "spp": 4.0}
+    run = {"hardware": hardware, "torch": "2", "command": "c", **settings, "seconds": seconds}
+    (tmp_path / "timm_step.json").write_text(json.dumps(run))
+    ((_, header, rows),) = tables.build_timm_tables(tmp_path)
+    assert [row[6] for row in rows] == ["95.0 %", "47.5 %"]
+    assert [row[header.index("images/s")] for row in rows if "images/s" in header] == rates
