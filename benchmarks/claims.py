@@ -150,17 +150,18 @@ def build_claims_table(rows: Sequence[TextRow], title: str) -> Table:
 
 
 def build_summary_table(rows: Mapping[str, Sequence[TextRow]], title: str) -> Table:
-    """Build the table of the paper's claims on several data sets, the keys of `rows`."""
+    """Build the table of the paper's claims on several data sets, the keys of `rows`, from two pairs of runs on."""
     cells = []
     for claim in CLAIMS:
         found = {data: list(chain.from_iterable(find_differences(claim, own).values())) for data, own in rows.items()}
-        if any(found.values()) and "not in the paper" not in claim.words:
-            cells.append([claim.words, *(_summarise(claim, differences) for differences in found.values())])
+        shown = [_summarise(claim, differences) for differences in found.values()]
+        if any(shown) and "not in the paper" not in claim.words:
+            cells.append([claim.words, *shown])
     return title, ("claim of the paper: difference of top-1 error in points", *rows), cells
 
 
 def _summarise(claim: Claim, differences: Sequence[float]) -> str:
-    if not differences:
+    if len(differences) < 2:
         return ""
     interval = compute_interval(differences)
     return f"{interval}: {judge(interval, claim.is_equal)}"

@@ -123,12 +123,16 @@ def test_pooling_and_sizes_of_a_network_of_today(claims: ModuleType) -> None:
 
 def test_the_summary_has_a_column_for_each_data_set(claims: ModuleType) -> None:
     first = rows("none", "single", "crop10", [30.0, 31.0]) + rows("spp", "single", "crop10", [29.0, 29.9])
-    second = rows("spp", "single", "crop1", [40.0]) + rows("spp", "single", "full1", [39.0])
+    second = rows("spp", "single", "crop1", [40.0, 40.0]) + rows("spp", "single", "full1", [39.0, 41.0])
+    second += rows("spp", "single", "map96", [30.0]) + rows("spp", "single", "map10", [31.0])
     second += rows("avg", "single", "crop10", [20.0]) + rows("spp", "single", "crop10", [20.0])
     _, header, lines = claims.build_summary_table({"A": first, "B": second}, "title")
     assert header[1:] == ("A", "B")
     # The mean of two differences 0.1 apart: a half width of 12.71 x 0.05 by Student's t.
-    assert [line[1:] for line in lines] == [["-1.05 [-1.69, -0.41]: confirmed", ""], ["", "-1.00: not resolved"]]
+    assert [line[1:] for line in lines] == [
+        ["-1.05 [-1.69, -0.41]: confirmed", ""],
+        ["", "+0.00 [-12.71, +12.71]: not resolved"],
+    ]
 
 
 def test_hours_are_those_of_the_median_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
