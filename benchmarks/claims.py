@@ -3,7 +3,6 @@
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import NamedTuple
 
 from scipy.stats import t
@@ -103,17 +102,34 @@ CLAIMS = (
 )  # fmt: skip
 
 
-def find_differences(claim: Claim, rows: Sequence[TextRow]) -> dict[str, list[float]]:
-    """Return the differences of top-1 errors, better less worse, of each network, one for each pair of runs."""
+class Difference(NamedTuple):
+    """A difference of top-1 errors, better less worse, of a pair of runs."""
+
+    net: str
+    seed: str
+    value: float
+
+
+def find_differences(claim: Claim, rows: Sequence[TextRow]) -> list[Difference]:
+    """Return the difference of each pair of runs that a claim is about."""
     rows = select_single(rows)
     worse = {_get_pair(claim, row): row for row in rows if claim.worse.matches(row)}
-    differences: dict[str, list[float]] = {}
+    differences = []
     for row in rows:
         other = worse.get(_get_pair(claim, row))
         if claim.better.matches(row) and other is not None:
             found = float(row["top1_error"]) - float(other["top1_error"])
-            differences.setdefault(row["net"], []).append(found)
+            differences.append(Difference(row["net"], row["seed"], found))
     return differences
+
+
+def average(differences: Sequence[Difference]) -> Interval:
+    """Return the mean of differences, with its interval if they are of several seeds."""
+    values = [each.value for each in differences]
+    # Runs of one seed have first weights and order in common.
+    if len({each.seed for each in differences}) == 1:
+        return Interval(statistics.mean(values), None, None, len(values))
+    return compute_interval(values)
 
 
 def select_single(rows: Sequence[TextRow]) -> list[TextRow]:
@@ -143,27 +159,28 @@ def build_claims_table(rows: Sequence[TextRow], title: str) -> Table:
     for claim in CLAIMS:
         differences = find_differences(claim, rows)
         if differences:
-            interval = compute_interval(list(chain.from_iterable(differences.values())))
-            by_net = "; ".join(f"{net} {statistics.mean(members):+.2f}" for net, members in differences.items())
+            interval = average(differences)
+            nets: dict[str, list[float]] = {}
+            for each in differences:
+                nets.setdefault(each.net, []).append(each.value)
+            by_net = "; ".join(f"{net} {statistics.mean(values):+.2f}" for net, values in nets.items())
             cells.append([claim.words, str(interval), interval.count, by_net, judge(interval, claim.is_equal)])
     return title, header, cells
 
 
 def build_summary_table(rows: Mapping[str, Sequence[TextRow]], title: str) -> Table:
-    """Build the table of the paper's claims on several data sets, the keys of `rows`, from two pairs of runs on."""
+    """Build the table of the paper's claims on several data sets, the keys of `rows`, from two seeds on."""
     cells = []
     for claim in CLAIMS:
-        found = {data: list(chain.from_iterable(find_differences(claim, own).values())) for data, own in rows.items()}
-        shown = [_summarise(claim, differences) for differences in found.values()]
+        shown = [_summarise(claim, find_differences(claim, own)) for own in rows.values()]
         if any(shown) and "not in the paper" not in claim.words:
             cells.append([claim.words, *shown])
     return title, ("claim of the paper: difference of top-1 error in points", *rows), cells
 
 
-def _summarise(claim: Claim, differences: Sequence[float]) -> str:
-    if len(differences) < 2:
+def _summarise(claim: Claim, differences: Sequence[Difference]) -> str:
+    if not differences or (interval := average(differences)).low is None:
         return ""
-    interval = compute_interval(differences)
     return f"{interval}: {judge(interval, claim.is_equal)}"
 
 

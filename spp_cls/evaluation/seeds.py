@@ -8,10 +8,10 @@ from dataclasses import dataclass
 # A row of eval.py's CSV file, as text.
 TextRow = Mapping[str, str]
 
-# Rows that agree in these differ in nothing but their seed.
+# Rows that agree in these differ in nothing but their seed, and in the epoch of their best checkpoint.
 IDENTITY = (
     "data", "data_digest", "stored_side", "networks", "net", "width", "pooling", "levels", "sizes", "input_size",
-    "epochs", "precision", "protocol",
+    "precision", "protocol",
 )  # fmt: skip
 
 

@@ -129,7 +129,9 @@ def build_measured_table(ours: Sequence[dict[str, str]]) -> Table:
         cells.append(
             [
                 _name_data(row),
-                *(row[key] for key in ("net", "pooling", "sizes", "epochs", "protocol", "views")),
+                *(row[key] for key in ("net", "pooling", "sizes")),
+                " ".join(dict.fromkeys(each["epochs"] for each in members.values())),
+                *(row[key] for key in ("protocol", "views")),
                 *(str(summarise(members, key)) for key in _ERRORS),
                 str(len(members)),
                 row["images"],

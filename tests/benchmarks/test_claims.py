@@ -71,7 +71,17 @@ def test_runs_are_paired_by_seed_network_and_training(claims: ModuleType) -> Non
         + rows("spp", "single", "full1", [47.0, 20.0], net="overfeat7")
     )
     (claim,) = [each for each in claims.CLAIMS if each.words.startswith("The whole image")]
-    assert claims.find_differences(claim, found) == {"zf5": [-1.0], "overfeat7": [-3.0]}
+    assert claims.find_differences(claim, found) == [("zf5", "0", -1.0), ("overfeat7", "0", -3.0)]
+
+
+def test_runs_of_one_seed_resolve_nothing(claims: ModuleType) -> None:
+    found = [
+        row
+        for sizes, error in (("single", 30.0), ("alternate", 30.1))
+        for row in rows("avg", sizes, "full1", [error]) + rows("spp", sizes, "full1", [error - 5])
+    ]
+    _, _, (line,) = claims.build_claims_table(found, "title")
+    assert line[1:] == ["-5.00", 2, "zf5 -5.00", "not resolved"]
 
 
 def test_cells_stand_beside_the_papers(claims: ModuleType) -> None:

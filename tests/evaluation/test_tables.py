@@ -74,12 +74,21 @@ def test_only_the_same_measurement_stands_beside_the_papers(tmp_path: Path) -> N
 
 
 def test_other_data_has_one_line_for_all_seeds(tmp_path: Path) -> None:
-    runs = [row(data="imagenette", seed=seed, top1_error=error) for seed, error in (("0", 30.0), ("1", 33.0))]
+    # Their best checkpoints are of different epochs.
+    runs = [
+        row(data="imagenette", seed=seed, top1_error=30.0 + 3 * number, epochs=19 - number)
+        for number, seed in enumerate("01")
+    ]
     append_csv([*runs, row(data="imagenette", seed="2", net="overfeat7", top1_error=20.0)], tmp_path / "ours.csv")
     _, header, cells = build_measured_table(read_csv(tmp_path / "ours.csv"))
     first, second = (dict(zip(header, line, strict=True)) for line in cells)
     # The deviation of two values is their difference by the square root of 2.
-    assert (first["net"], first["top-1 error"], first["seeds"]) == ("zf5", "31.50 ± 2.12", "2")
+    assert (first["net"], first["top-1 error"], first["seeds"], first["epochs"]) == (
+        "zf5",
+        "31.50 ± 2.12",
+        "2",
+        "19 18",
+    )
     assert (second["net"], second["top-1 error"], second["seeds"]) == ("overfeat7", "20.00", "1")
 
 
