@@ -22,45 +22,36 @@ from spp_cls.models.specs import SPECS
 def build_mini_tables(results: Path, paper: Sequence[TextRow]) -> list[Table]:
     """Build Table 2 in miniature, every protocol on it, the paper's claims, and what averaging networks gains."""
     rows = _read_imagenette(results)
-    if not rows:
-        return []
-    return [
-        build_cells_table(rows, paper, "Table 2 in miniature: ten crops, Imagenette"),
-        build_protocols_table(rows, "Every protocol: top-1 error, Imagenette"),
-        build_claims_table(rows, "The paper's claims, Imagenette"),
-        *_build_ensembles(rows),
-        *_build_hours(results / "curves/mini.csv"),
-    ]
+    cells = build_cells_table(rows, paper, "Table 2 in miniature: ten crops, Imagenette")
+    hours = _build_hours(results / "curves/mini.csv")
+    return [cells, *_build_comparisons(rows, "Imagenette"), *hours] if rows else []
 
 
 def build_mini_caltech_tables(results: Path) -> list[Table]:
     """Build Tables 3 and 4 in miniature: protocols and claims on images of natural shapes."""
-    rows = _read_caltech(results)
-    if not rows:
-        return []
-    return [
-        build_protocols_table(rows, "Tables 3 and 4 in miniature: top-1 error, Caltech-101"),
-        build_claims_table(rows, "The paper's claims, Caltech-101"),
-        *_build_ensembles(rows),
-        *_build_hours(results / "curves/mini_caltech.csv"),
-    ]
+    comparisons = _build_comparisons(_read_caltech(results), "Caltech-101")
+    return [*comparisons, *_build_hours(results / "curves/mini_caltech.csv")] if comparisons else []
 
 
 def build_mini_timm_tables(results: Path) -> list[Table]:
     """Build the tables of a network of timm with average pooling and with SPP."""
-    rows = [row for row in read_csv(results / "mini.csv") if row["net"] not in SPECS and row["protocol"] != "warp1"]
-    if not rows:
-        return []
-    return [
-        build_protocols_table(rows, "ResNet-10-T: top-1 error, Imagenette at 128 pixels"),
-        build_claims_table(rows, "What pooling and sizes do, Imagenette at 128 pixels"),
+    return _build_comparisons(_read_squares(results, of_the_paper=False), "ResNet-10-T, Imagenette at 128 pixels")
+
+
+def _build_comparisons(rows: Sequence[TextRow], place: str) -> list[Table]:
+    """Build the tables of protocols, claims and ensembles of the networks of one place; without rows, none."""
+    tables = [
+        build_protocols_table(rows, f"Every protocol: top-1 error, {place}"),
+        build_claims_table(rows, f"Claims, {place}"),
+        build_ensembles_table(rows, f"Averaged scores of several networks: top-1 error, {place}"),
     ]
+    return [table for table in tables if table[2]]
 
 
 def build_summary(results: Path) -> list[Table]:
     """Build the table of the paper's claims for the first page."""
     rows = {"Imagenette": _read_imagenette(results), "Caltech-101": _read_caltech(results)}
-    title = "Networks at a quarter of their width, three seeds, 95 % intervals"
+    title = "Networks at a quarter of their width, 95 % intervals over seeds"
     table = build_summary_table(rows, title)
     return [table] if table[2] else []
 
@@ -76,17 +67,18 @@ def build_shapes_table(results: Path) -> list[Table]:
 
 
 def _read_imagenette(results: Path) -> list[TextRow]:
-    # The images of Imagenette here are squares: warped they are the same.
-    return [row for row in read_csv(results / "mini.csv") if row["net"] in SPECS and row["protocol"] != "warp1"]
+    return _read_squares(results, of_the_paper=True)
+
+
+def _read_squares(results: Path, of_the_paper: bool) -> list[TextRow]:
+    """Read the rows of the paper's networks, or of the others, on Imagenette, whose images here are squares."""
+    rows = read_csv(results / "mini.csv")
+    # Warped, squares are the same.
+    return [row for row in rows if (row["net"] in SPECS) == of_the_paper and row["protocol"] != "warp1"]
 
 
 def _read_caltech(results: Path) -> list[TextRow]:
     return [row for row in read_csv(results / "mini_caltech.csv") if not row["sizes"].endswith("natural")]
-
-
-def _build_ensembles(rows: Sequence[TextRow]) -> list[Table]:
-    table = build_ensembles_table(rows, "Averaged scores of several networks: top-1 error")
-    return [table] if table[2] else []
 
 
 def _build_hours(curves: Path) -> list[Table]:
