@@ -17,7 +17,7 @@ from spp_cls.data.sources import identify_source, open_source
 from spp_cls.evaluation.csv_files import check_writable
 from spp_cls.evaluation.predictions import write_csv
 from spp_cls.evaluation.report import (
-    IDENTITY,
+    TEST_KEY,
     choose_protocols,
     evaluate_checkpoints,
     find_checkpoints,
@@ -40,7 +40,7 @@ def test(keys: EvalKeys, cfg: DictConfig) -> None:
     is_named = isinstance(keys.ckpt, str) and paths == [Path(keys.ckpt)]
     is_sweep = not is_named and not keys.predictions
     written = read_csv(keys.out) if keys.out and is_sweep else []
-    done = {tuple(row[column] for column in IDENTITY) for row in written}
+    done = {tuple(row[column] for column in TEST_KEY) for row in written}
     source = open_source(keys.data.kind, keys.data.root, "val")
     data = identify_source(keys.data.kind, keys.data.root, source)
     with command.convert_lightning_errors("trainer"):

@@ -211,8 +211,9 @@ def build_cells_table(rows: Sequence[TextRow], paper: Sequence[TextRow], title: 
         spread = summarise(found, "top1_error")
         shown = ["", "", f"{error:.2f}", ""]
         baseline = by_cell.get((net, "none", "single"))
-        if pooling != "none" and baseline:
-            interval = compute_interval(pair_differences(found, baseline, "top1_error"))
+        differences = pair_differences(found, baseline, "top1_error") if pooling != "none" and baseline else []
+        if differences:
+            interval = compute_interval(differences)
             shown = [str(interval), judge(interval), f"{error:.2f}", f"{error - baselines[net]:+.2f}"]
         cells.append([paper_row["row"], str(spread), spread.count, *shown])
     return title, header, cells

@@ -19,9 +19,9 @@ from speed_tables import (
     build_testing_tables,
     build_timm_tables,
     build_training_tables,
+    build_transfer_tables,
     read_json,
 )
-from speed_tables import build_transfer_tables as build_transfer_speed_tables
 
 from spp_cls import UserError, build_net
 from spp_cls.cli.errors import end_in_one_line
@@ -31,7 +31,9 @@ from spp_cls.evaluation.rows import read_csv
 from spp_cls.evaluation.tables import build_measured_table, build_paper_tables, read_results
 from spp_cls.models.net import PRESETS
 from spp_cls.models.specs import SPECS
-from spp_cls.transfer.tables import build_transfer_tables
+from spp_cls.transfer.claims import build_claims_tables
+from spp_cls.transfer.tables import build_measured_tables, read_transfer_results
+from spp_cls.transfer.tables import build_paper_tables as build_paper_transfer_tables
 
 REPOSITORY = Path(__file__).parent.parent
 DOCUMENTS = tuple(
@@ -45,10 +47,12 @@ def build_tables(results: Path) -> dict[str, Sequence[Table]]:
     paper, ours = read_results(results)
     # What is in the tables of the small trainings is not listed again.
     others = read_csv(results / "measured.csv")
+    transfer = read_transfer_results(results)
     return {
         "networks": [build_networks_table()],
         "backbones": [build_backbones_table(found)] if (found := read_json(results, "backbones")) else [],
-        "results": [*build_paper_tables(paper, ours), build_measured_table(others)],
+        "paper": [*build_paper_tables(paper, ours), *build_paper_transfer_tables(paper, transfer)],
+        "others": [build_measured_table(others)],
         "mini": build_mini_tables(results, paper),
         "mini caltech": build_mini_caltech_tables(results),
         "mini timm": build_mini_timm_tables(results),
@@ -60,8 +64,8 @@ def build_tables(results: Path) -> dict[str, Sequence[Table]]:
         "speed of timm's networks": build_timm_tables(results),
         "speed of layers": build_layer_tables(results),
         "speed on a GPU": build_gpu_tables(results / "gpu"),
-        "speed of transfer": build_transfer_speed_tables(results),
-        "transfer": build_transfer_tables(results),
+        "speed of transfer": build_transfer_tables(results),
+        "transfer": [*build_measured_tables(paper, transfer), *build_claims_tables(transfer)],
     }
 
 

@@ -29,7 +29,7 @@ from spp_cls.models.checkpoint import (
 from spp_cls.models.net import SPPNet
 
 # What a row of results measures: rows that agree in these are the same measurement.
-IDENTITY = ("checkpoint_sha256", "protocol", "data_digest", "precision")
+TEST_KEY = ("checkpoint_sha256", "protocol", "data_digest", "precision")
 
 
 def find_checkpoints(names: Any) -> list[Path]:
@@ -111,7 +111,7 @@ def evaluate_checkpoints(
     """Test a checkpoint, or the mean of the scores of several, under protocols; return rows and predictions.
 
     `protocols` None are all that the networks can run; there is a row for each. `data` is the identity of `source`.
-    `done` are the values of IDENTITY to leave out. A batch may take `timeout` seconds to be read by workers (0: any
+    `done` are the values of TEST_KEY to leave out. A batch may take `timeout` seconds to be read by workers (0: any
     time).
 
     Raises:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 TextRow = Mapping[str, str]
 
 # Rows that agree in these differ in nothing but their seed, and in the epoch of their best checkpoint.
-IDENTITY = (
+CELL_KEY = (
     "data", "data_digest", "stored_side", "networks", "net", "width", "pooling", "levels", "sizes", "input_size",
     "precision", "protocol",
 )  # fmt: skip
@@ -37,7 +37,7 @@ def group_by_seed(rows: Sequence[TextRow]) -> dict[tuple[str, ...], dict[str, Te
     """Group rows by all that a result depends on but its seed; of one seed the last row counts."""
     groups: dict[tuple[str, ...], dict[str, TextRow]] = defaultdict(dict)
     for row in rows:
-        groups[tuple(row[column] for column in IDENTITY)][row["seed"]] = row
+        groups[tuple(row[column] for column in CELL_KEY)][row["seed"]] = row
     return dict(groups)
 
 

@@ -4,15 +4,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
-
-import numpy as np
+from typing import Any, Literal
 
 from spp_cls.cli.arguments import parse_keys, run_tool
 from spp_cls.cli.schema import key
 from spp_cls.cli.terminal import Table, format_as
 from spp_cls.evaluation.protocols import REFERENCE_SIDE
 from spp_cls.evaluation.tables import read_paper
+from spp_cls.transfer.claims import build_claims_tables
 from spp_cls.transfer.rows import read_rows
 
 TITLES = {
@@ -25,31 +24,11 @@ RESULT_HEADER = (
     "layer", "view", "side", "C", "accuracy", "+-", "of all images", "AP of 11 points", "AP, exact", "validation",
     "paper",
 )  # fmt: skip
-NET_HEADER = ("data", "net", "width", "trained on sizes", "epochs", "draws")
+LINE_HEADER = ("net", "pooling", "width", "trained on sizes", "epochs", "draws", "C", "layer")
+_LINE = ("net", "pooling", "width", "sizes", "epochs", "draws")
 
 # A row of ours measures what a row of the paper does if these agree.
 _IDENTITY = ("data", "net", "pooling", "levels", "sizes", "layer", "view", "side")
-
-
-class Claim(NamedTuple):
-    """What the paper says of one layer or view against another, on some data set or any."""
-
-    text: str
-    column: Literal["layer", "view"]
-    better: str
-    worse: str
-    data: str | None = None
-
-
-CLAIMS = (
-    Claim("full views beat crops", "view", "full", "crop"),
-    Claim("full views beat warped ones", "view", "full", "warp"),
-    Claim("all levels beat the 6 x 6 level", "layer", "pool", "level:6"),
-    Claim("the SPP layer beats the first hidden layer", "layer", "pool", "hidden1", "caltech101"),
-    Claim("the first hidden layer beats the second", "layer", "hidden1", "hidden2", "caltech101"),
-    Claim("the second hidden layer beats the first", "layer", "hidden2", "hidden1", "voc2007"),
-)
-CLAIM_HEADER = ("claim", "net", "epochs", "layer, view, side", "mean difference", "draws that agree", "verdict")
 
 
 @dataclass(frozen=True)
@@ -99,80 +78,73 @@ def _compare(paper_row: dict[str, str], ours: Sequence[dict[str, str]]) -> list[
     ]  # fmt: skip
 
 
-def find_paper_score(row: Mapping[str, Any], paper: Sequence[dict[str, str]]) -> str:
-    """Return what the paper has for this data, layer, view, side and network, of any width and training; or nothing.
+def find_paper_row(row: Mapping[str, Any], paper: Sequence[dict[str, str]]) -> dict[str, str] | None:
+    """Return the paper's row of this data, layer, view, side and network, of any width and training; or None.
 
-    The side of a network that was trained on crops of another size than 224 is taken in proportion.
+    The side of a network that was trained on crops of another size than 224 is taken in proportion. A side that was
+    chosen has none.
     """
+    if str(row["is_side_chosen"]) == "True":
+        return None
     side = round(int(row["side"]) * REFERENCE_SIDE / int(row["input_size"]))
     place = {**{name: row[name] for name in ("data", "net", "pooling", "layer", "view")}, "side": str(side)}
     same = [each for each in paper if each["score"] and all(each[name] == place[name] for name in place)]
-    return same[0]["score"] if same else ""
+    return same[0] if same else None
 
 
 def describe_row(row: Mapping[str, Any], results: str | Path) -> list[str]:
     """Return the cells of a row of results, the paper's beside it if `results` has its paper.csv."""
     paper = read_paper(results) if (Path(results) / "paper.csv").is_file() else []
-    return _list_cells(row, paper)
 
-
-def _list_cells(row: Mapping[str, Any], paper: Sequence[dict[str, str]]) -> list[str]:
     def show(name: str) -> str:
         return "" if row[name] in (None, "") else f"{float(row[name]):.2f}"
 
-    is_chosen = str(row["is_side_chosen"]) == "True"
-    side = f"{row['side']} (chosen)" if is_chosen else row["side"]
+    side = f"{row['side']} (chosen)" if str(row["is_side_chosen"]) == "True" else row["side"]
     metrics = ("accuracy", "accuracy_std", "accuracy_of_images", "map_11", "map_exact", "validation")
-    found = "" if is_chosen else find_paper_score(row, paper)
-    return [row["layer"], row["view"], side, row["C"], *map(show, metrics), found]
+    paper_row = find_paper_row(row, paper)
+    return [row["layer"], row["view"], side, row["C"], *map(show, metrics), paper_row["score"] if paper_row else ""]
 
 
-def build_measured_table(paper: Sequence[dict[str, str]], ours: Sequence[dict[str, str]]) -> Table:
-    """Build the table of all our results, with the paper's score of the same layer and view beside each."""
-    rows = [[*_list_net_cells(row), *_list_cells(row, paper)] for row in ours]
-    return "Measured with this code, accuracy and average precision in %", (*NET_HEADER, *RESULT_HEADER), rows
+def build_measured_tables(paper: Sequence[dict[str, str]], ours: Sequence[dict[str, str]]) -> list[Table]:
+    """Build a table of our scores for each data set: a line for each layer, a column for each view and side.
 
-
-def _list_net_cells(row: Mapping[str, str]) -> list[str]:
-    return [row["data"], _name_net(row), row["width"], row["sizes"], row["epochs"], row["draws"]]
-
-
-def _name_net(row: Mapping[str, str]) -> str:
-    return row["net"] if row["pooling"] == "spp" else f"{row['net']} ({row['pooling']})"
-
-
-def build_claims_table(ours: Sequence[dict[str, str]]) -> Table:
-    """Build the table of the paper's claims, each tested on every pair of our rows that differ in nothing else.
-
-    A claim is confirmed where each draw agrees with it, refuted where none does, and else, or with a single draw, not
-    resolved: the draws share images, so that the deviation of their mean would promise too much.
+    The paper's scores of the same layer and view stand at the end of the line.
     """
-    rows: list[list[str]] = []
-    for claim in CLAIMS:
-        others = {"layer", "view"} - {claim.column}
-        names = ("network_sha256", "data", "svm", "side", *others)
-        fixed = [row for row in ours if row["is_side_chosen"] == "False" and claim.data in (None, row["data"])]
-        worse = {tuple(row[name] for name in names): row for row in fixed if row[claim.column] == claim.worse}
-        better = {tuple(row[name] for name in names): row for row in fixed if row[claim.column] == claim.better}
-        for same, row in better.items():
-            if same in worse:
-                (other,) = others
-                place = ", ".join((row["data"], row[other], row["side"]))
-                rows.append([claim.text, _name_net(row), row["epochs"], place, *_judge(row, worse[same])])
-    return "The paper's claims", CLAIM_HEADER, rows
+    tables: list[Table] = []
+    for data in dict.fromkeys(row["data"] for row in ours):
+        lines: dict[tuple[str, ...], dict[str, str]] = {}
+        for row in (row for row in ours if row["data"] == data):
+            cost = "chosen" if row["validation"] else row["C"]
+            cells = lines.setdefault((*(row[name] for name in _LINE), cost, row["layer"]), {})
+            cells[_name_view(row)] = _show_score(row)
+            paper_row = find_paper_row(row, paper)
+            if paper_row:
+                cells[f"paper, {_name_view(paper_row)}"] = paper_row["score"]
+        found = dict.fromkeys(name for cells in lines.values() for name in cells)
+        columns = sorted(found, key=_order)
+        rows = [[*line, *(cells.get(name, "") for name in columns)] for line, cells in lines.items()]
+        title = f"{data}: {_name_metric(data, ours)} in %, mean ± deviation over draws"
+        tables.append((title, (*LINE_HEADER, *columns), rows))
+    return tables
 
 
-def _judge(better: Mapping[str, str], worse: Mapping[str, str]) -> list[str]:
-    one, other = ([float(value) for value in row["by_draw"].split()] for row in (better, worse))
-    if len(one) != len(other):
-        return ["", "", "not resolved: other draws"]
-    differences = np.subtract(one, other)
-    agreeing = int((differences > 0).sum())
-    verdict = "not resolved"
-    if len(one) > 1:
-        opposite = int((differences < 0).sum())
-        verdict = {agreeing: "confirmed", opposite: "refuted"}.get(len(one), verdict)
-    return [f"{differences.mean():+.2f}", f"{agreeing} of {len(one)}", verdict]
+def _name_view(row: Mapping[str, str]) -> str:
+    return f"{row['view']} {'chosen' if row.get('is_side_chosen') == 'True' else row['side']}"
+
+
+def _order(column: str) -> tuple[bool, str, int, str]:
+    """Order columns: ours before the paper's, by view, by side."""
+    view, side = column.split()[-2:]
+    return column.startswith("paper"), view, len(side), side
+
+
+def _show_score(row: Mapping[str, str]) -> str:
+    return f"{get_score(row):.2f}" + (f" ± {float(row['accuracy_std']):.2f}" if row["accuracy_std"] else "")
+
+
+def _name_metric(data: str, ours: Sequence[Mapping[str, str]]) -> str:
+    row = next(row for row in ours if row["data"] == data)
+    return "mean average precision of 11 points" if row["accuracy"] == "" else "accuracy, mean over classes,"
 
 
 def build_transfer_tables(folder: str | Path) -> list[Table]:
@@ -182,8 +154,7 @@ def build_transfer_tables(folder: str | Path) -> list[Table]:
         UserError: if the folder has no paper.csv, or a file has other columns.
     """
     paper, ours = read_paper(folder), read_transfer_results(folder)
-    tables = build_paper_tables(paper, ours)
-    return [*tables, *(each for each in (build_measured_table(paper, ours), build_claims_table(ours)) if each[2])]
+    return [*build_paper_tables(paper, ours), *build_measured_tables(paper, ours), *build_claims_tables(ours)]
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -10,11 +10,12 @@ import pytest
 from spp_cls.cli.errors import UserError
 from spp_cls.data.sources.files import ImageFiles
 from spp_cls.evaluation.tables import read_paper, read_results
+from spp_cls.transfer.claims import build_claims_tables
 from spp_cls.transfer.datasets import Split, TransferData, make_targets
 from spp_cls.transfer.experiment import DrawResult, measure
 from spp_cls.transfer.features.layers import Feature
 from spp_cls.transfer.rows import TransferRow, append_rows, write_predictions
-from spp_cls.transfer.tables import build_claims_table, build_paper_tables, build_transfer_tables, read_transfer_results
+from spp_cls.transfer.tables import build_measured_tables, build_paper_tables, read_transfer_results
 from tests.conftest import REPOSITORY, Tool, error_of
 
 RESULTS = REPOSITORY / "results"
@@ -93,15 +94,44 @@ def test_only_the_same_measurement_stands_beside_the_papers(tmp_path: Path) -> N
 
 
 def test_narrow_networks_have_the_papers_score_in_a_table_of_their_own(tmp_path: Path) -> None:
-    small = make_row(width=0.5, input_size=112, side="112")
-    folder = write_results(tmp_path, make_row(width=0.25), small, make_row(input_size=112), make_row(net="mine"))
-    measured = next(rows for title, _, rows in build_transfer_tables(folder) if title.startswith("Measured"))
-    found = [(cells[1], cells[2], cells[8], cells[-1]) for cells in measured]
+    folder = write_results(
+        tmp_path,
+        make_row(width=0.5, input_size=112, side="112", accuracy=40.0),
+        make_row(width=0.5, input_size=112, side="128", accuracy=41.0, accuracy_std=0.5),
+        make_row(width=0.5, input_size=112, side="128", accuracy=42.0, is_side_chosen=True, validation=1.0),
+        make_row(width=0.5, input_size=112, side="112", view="warp", accuracy=43.0),
+        make_row(net="mine", accuracy=44.0),
+        make_row(data="voc2007", layer="hidden2", side="392", accuracy=None, map_11=50.0),
+    )
+    tables = build_measured_tables(read_paper(folder), read_transfer_results(folder))
+    net = ["spp", "0.5", "alternate", "70", "0"]
     # Half the side for a network of half the crops.
-    assert found == [
-        ("zf5", "0.25", "224", "91.44"), ("zf5", "0.5", "112", "91.44"), ("zf5", "1.0", "224", ""),
-        ("mine", "1.0", "224", ""),
-    ]  # fmt: skip
+    assert [(title.split(":")[0], header[6:], rows) for title, header, rows in tables] == [
+        (
+            "caltech101",
+            (
+                "C",
+                "layer",
+                "full 112",
+                "full 128",
+                "full 224",
+                "full chosen",
+                "warp 112",
+                "paper, full 224",
+                "paper, warp 224",
+            ),
+            [
+                ["zf5", *net, "", "pool", "40.00", "41.00 ± 0.50", "", "", "43.00", "91.44", "89.91"],
+                ["zf5", *net, "chosen", "pool", "", "", "", "42.00", "", "", ""],
+                ["mine", "spp", "1.0", "alternate", "70", "0", "", "pool", "", "", "44.00", "", "", "", ""],
+            ],
+        ),
+        (
+            "voc2007",
+            ("C", "layer", "full 392", "paper, full 392"),
+            [["zf5", "spp", "1.0", "alternate", "70", "0", "", "hidden2", "50.00", "80.10"]],
+        ),
+    ]
 
 
 def test_the_verdicts(tmp_path: Path) -> None:
@@ -111,17 +141,22 @@ def test_the_verdicts(tmp_path: Path) -> None:
         make_row(view="crop", by_draw="89.0 91.5 90.0"),
         make_row(view="warp", by_draw="90.5 91.0 90.0"),
         make_row(layer="level:6", by_draw="91.0 93.0 92.0"),
-        make_row(layer="hidden1", by_draw="90.0"),
+        # Of another network: paired with nothing.
         make_row(network_sha256="other", view="crop", by_draw="99.0 99.0 99.0"),
+        make_row(epochs=0, by_draw="1.0 2.0 3.0"),
+        make_row(epochs=0, view="crop", by_draw="2.0 3.0 4.0"),
+        make_row(epochs=0, side="256", by_draw="1.0 2.0 3.0"),
+        make_row(epochs=0, side="256", view="crop", by_draw="0.5 1.5 1.0"),
     )
-    _, header, rows = build_claims_table(read_transfer_results(folder))
-    found = {cells[0]: cells[header.index("mean difference") :] for cells in rows}
-    assert found == {
-        "full views beat crops": ["+0.83", "3 of 3", "confirmed"],
-        "full views beat warped ones": ["+0.50", "2 of 3", "not resolved"],
-        "all levels beat the 6 x 6 level": ["-1.00", "0 of 3", "refuted"],
-        "the SPP layer beats the first hidden layer": ["", "", "not resolved: other draws"],
-    }
+    (_, header, rows), (_, layers, best) = build_claims_tables(read_transfer_results(folder))
+    assert header[1:] == ("zf5, alternate", "zf5, untrained")
+    # The mean over both sides: (-1 + 0.5) / 2, (-1 + 0.5) / 2, (-1 + 2) / 2.
+    assert rows == [
+        ["full views beat crops", "+0.83, 3 of 3: confirmed", "+0.00, 1 of 3: not resolved"],
+        ["full views beat warped ones", "+0.50, 2 of 3: not resolved", ""],
+        ["all levels beat the 6 x 6 level", "-1.00, 0 of 3: refuted", ""],
+    ]
+    assert (layers, best) == (("", "pool", "level:6"), [["zf5, alternate", 0, 3], ["zf5, untrained", "", ""]])
 
 
 def test_one_draw_resolves_nothing(tmp_path: Path) -> None:
@@ -129,10 +164,8 @@ def test_one_draw_resolves_nothing(tmp_path: Path) -> None:
         make_row(data="voc2007", accuracy=None, map_11=value, view=view, by_draw=f"{value}")
         for view, value in (("full", 60.0), ("crop", 50.0))
     ]
-    _, _, ((*_, difference, agreeing, verdict),) = build_claims_table(
-        read_transfer_results(write_results(tmp_path, *rows))
-    )
-    assert (difference, agreeing, verdict) == ("+10.00", "1 of 1", "not resolved")
+    ((_, _, ((_, verdict),)),) = build_claims_tables(read_transfer_results(write_results(tmp_path, *rows)))
+    assert verdict == "+10.00, 1 of 1: not resolved"
 
 
 def test_the_command(tmp_path: Path, tool: Tool) -> None:
