@@ -7,8 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from claims import select_single
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from spp_cls.cli.errors import end_in_one_line
 from spp_cls.evaluation.seeds import compute_spread
@@ -51,7 +53,7 @@ def draw_errors(rows: Sequence[Mapping[str, str]]) -> Figure:
         panel.set_title(NETS[net], fontsize=10)
         panel.grid(axis="y", alpha=0.3)
     panels[0].set_ylabel("top-1 error, %")
-    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
+    _add_legend(figure)
     return figure
 
 
@@ -69,14 +71,16 @@ def draw_curves(rows: Sequence[Mapping[str, str]]) -> Figure:
             epochs = sorted(errors)
             if epochs:
                 means = [statistics.mean(errors[epoch]) for epoch in epochs]
-                panel.plot(epochs, means, color=COLOURS[number], label=label, lw=1.5)
+                ended = [epoch + 1 for epoch in epochs]
+                panel.plot(ended, means, color=COLOURS[number], label=label, lw=1.5)
                 low, high = [min(errors[epoch]) for epoch in epochs], [max(errors[epoch]) for epoch in epochs]
-                panel.fill_between(epochs, low, high, color=COLOURS[number], alpha=0.2, lw=0)
+                panel.fill_between(ended, low, high, color=COLOURS[number], alpha=0.2, lw=0)
         panel.set_title(NETS[net], fontsize=10)
-        panel.set_xlabel("epoch")
+        panel.set_xlabel("epochs")
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         panel.grid(alpha=0.3)
     panels[0].set_ylabel("validation top-1 error, %")
-    figure.legend(*panels[-1].get_legend_handles_labels(), loc="outside upper center", ncols=3, fontsize=9)
+    _add_legend(figure)
     return figure
 
 
@@ -111,6 +115,18 @@ def draw_speed(results: Path) -> Figure:
     return figure
 
 
+def _add_legend(figure: Figure) -> None:
+    """Put what stands in any panel above all."""
+    found: dict[str, Any] = {}
+    for panel in figure.axes:
+        for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    labels = [label for label in TRAININGS.values() if label in found]
+    figure.legend(
+        handles=[found[label] for label in labels], labels=labels, loc="outside upper center", ncols=3, fontsize=9
+    )
+
+
 def _create_figure(width: float, height: float) -> Figure:
     # White behind everything: readable on dark pages too.
     return Figure(figsize=(width, height), layout="constrained", facecolor="white")
@@ -128,7 +144,7 @@ def main() -> None:
     results = REPOSITORY / "results"
     charts: dict[str, Callable[[], Figure]] = {"speed": lambda: draw_speed(results)}
     if errors := _read(results / "mini.csv"):
-        charts["errors"] = lambda: draw_errors(errors)
+        charts["errors"] = lambda: draw_errors(select_single(errors))
     if curves := _read(results / "curves/mini.csv"):
         charts["curves"] = lambda: draw_curves(curves)
     IMAGES.mkdir(parents=True, exist_ok=True)
