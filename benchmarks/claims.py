@@ -70,21 +70,27 @@ _VIEWS = (*_NET, "pooling", "sizes")
 
 CLAIMS = (
     Claim(
-        "Multi-level pooling helps: SPP, single-size, against no SPP (Table 2, b against a)",
+        "Multi-level pooling helps: SPP, single-size, against no SPP, crop10 (Table 2, b against a)",
         Side("spp", "single", "crop10"), Side("none", "single", "crop10"), _NET,
     ),
     Claim(
-        "Multi-size training helps (Table 2, c against b)",
+        "Multi-size training helps: against single-size, crop10 (Table 2, c against b)",
         Side(None, "alternate", "crop10"), Side(None, "single", "crop10"), (*_NET, "pooling"),
     ),
-    Claim("The whole image beats the crop (Table 3)", Side("spp", None, "full1"), Side("spp", None, "crop1"), _VIEWS),
     Claim(
-        "Ten views on maps equal ten crops (section 3.1.4)",
+        "The whole image beats the crop: full1 against crop1 (Table 3)",
+        Side("spp", None, "full1"), Side("spp", None, "crop1"), _VIEWS,
+    ),
+    Claim(
+        "Ten views on maps equal ten crops: map10 against crop10 (section 3.1.4)",
         Side("spp", None, "map10"), Side("spp", None, "crop10"), _VIEWS, is_equal=True,
     ),
-    Claim("96 views beat 10 (section 3.1.5)", Side("spp", None, "map96"), Side("spp", None, "map10"), _VIEWS),
     Claim(
-        "Warping hurts: the image warped to a square against the whole image (section 3.3)",
+        "96 views beat 10: map96 against map10 (section 3.1.5)",
+        Side("spp", None, "map96"), Side("spp", None, "map10"), _VIEWS,
+    ),
+    Claim(
+        "Warping hurts: full1 against warp1, the image squeezed to a square (section 3.3)",
         Side("spp", None, "full1"), Side("spp", None, "warp1"), _VIEWS,
     ),
     Claim(
@@ -154,7 +160,7 @@ def judge(interval: Interval, is_equal: bool = False) -> str:
 
 def build_claims_table(rows: Sequence[TextRow], title: str) -> Table:
     """Build the table of all claims that `rows` can test: difference, interval, pairs of runs and verdict."""
-    header = ("claim", "difference of top-1 error, 95 % interval", "pairs", "by network", "verdict")
+    header = ("claim", "difference of top-1 error, 95 % interval", "pairs of runs", "by network", "verdict")
     cells = []
     for claim in CLAIMS:
         differences = find_differences(claim, rows)
@@ -230,7 +236,15 @@ def build_protocols_table(rows: Sequence[TextRow], title: str) -> Table:
         cell = (row["data"], row["net"], row["width"], row["pooling"], row["sizes"], str(len(members)))
         lines.setdefault(cell, {})[row["protocol"]] = str(summarise(members, "top1_error"))
     header = ("data", "net", "width", "pooling", "sizes", "seeds", *protocols)
-    return title, header, [[*cell, *(errors.get(name, "") for name in protocols)] for cell, errors in lines.items()]
+    table = [[*cell, *(errors.get(name, "") for name in protocols)] for cell, errors in lines.items()]
+    return f"{title} ({_describe_noise(rows)})" if rows else title, header, table
+
+
+def _describe_noise(rows: Sequence[TextRow]) -> str:
+    """Return how many images were tested, and the standard error that their number alone gives an error."""
+    images = int(rows[0]["images"])
+    share = statistics.mean(float(row["top1_error"]) for row in rows) / 100
+    return f"{images:,} images: standard error of one figure {100 * (share * (1 - share) / images) ** 0.5:.1f}"
 
 
 def build_ensembles_table(rows: Sequence[TextRow], title: str) -> Table:

@@ -63,10 +63,13 @@ def test_commands(guide: str, image_folder: Path, tmp_path: Path, command: Comma
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("guide", ["README.md", "docs/training.md", "docs/networks.md"])
+@pytest.mark.parametrize("guide", ["README.md", "docs/data.md", "docs/training.md", "docs/networks.md"])
 def test_python_examples(guide: str, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_checkpoint(tmp_path / "runs/mine/best.ckpt")
+    if guide == "docs/data.md":
+        shutil.rmtree(image_folder / "val")
+    images = sorted(path.relative_to(image_folder / "train") for path in image_folder.glob("train/*/*"))
     names: dict = {"pixels": np.random.default_rng(0).integers(0, 256, (300, 400, 3), np.uint8)}
     for block in find_blocks(guide, "python"):
         for old, new in {**PATHS, **EXAMPLES}.items():
@@ -74,6 +77,10 @@ def test_python_examples(guide: str, image_folder: Path, tmp_path: Path, monkeyp
         exec(compile(block, guide, "exec"), names)
     if guide == "README.md":
         assert names["logits"].shape == (1, 10)
+    elif guide == "docs/data.md":
+        moved = sorted(path.relative_to(image_folder / "val") for path in image_folder.glob("val/*/*"))
+        assert moved == images[::10]
+        assert len(moved) >= 2
     elif guide == "docs/networks.md":
         assert names["maps"].shape == (1, 512, 31, 41)
         assert names["logits"].shape == (2, 10)

@@ -24,7 +24,7 @@ TITLES = {
 }
 HEADER = ("", "views", "paper top-1", "ours", "difference", "paper top-5", "ours", "difference")
 MEASURED_HEADER = (
-    "data", "net", "pooling", "sizes", "epochs", "protocol", "views", "top-1 error", "top-5 error", "seeds",
+    "data", "net", "pooling", "sizes", "best epoch", "protocol", "views", "top-1 error", "top-5 error", "seeds",
     "images", "same best class as crop10",
 )  # fmt: skip
 

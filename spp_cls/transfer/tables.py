@@ -24,7 +24,7 @@ RESULT_HEADER = (
     "layer", "view", "side", "C", "accuracy", "+-", "of all images", "AP of 11 points", "AP, exact", "validation",
     "paper",
 )  # fmt: skip
-LINE_HEADER = ("net", "pooling", "width", "trained on sizes", "epochs", "draws", "C", "layer")
+LINE_HEADER = ("net", "pooling", "width", "trained on sizes", "best epoch", "draws", "C", "layer")
 _LINE = ("net", "pooling", "width", "sizes", "epochs", "draws")
 
 # A row of ours measures what a row of the paper does if these agree.

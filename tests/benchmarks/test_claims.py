@@ -12,7 +12,7 @@ from tests.conftest import REPOSITORY
 
 COMMON = {
     "data": "x", "data_digest": "d", "stored_side": "", "networks": "1", "net": "zf5", "width": "0.25",
-    "levels": "6 3 2 1", "input_size": "112", "epochs": "20", "precision": "32-true",
+    "levels": "6 3 2 1", "input_size": "112", "epochs": "20", "images": "3925", "precision": "32-true",
 }  # fmt: skip
 
 
@@ -49,7 +49,7 @@ def test_verdicts(better: list[float], verdict: str, claims: ModuleType) -> None
     _, header, (line,) = claims.build_claims_table(found, "title")
     cells = dict(zip(header, line, strict=True))
     assert cells["claim"].startswith("Multi-level pooling helps")
-    assert (cells["verdict"], cells["pairs"]) == (verdict, len(better))
+    assert (cells["verdict"], cells["pairs of runs"]) == (verdict, len(better))
 
 
 @pytest.mark.parametrize(
@@ -97,7 +97,9 @@ def test_cells_stand_beside_the_papers(claims: ModuleType) -> None:
 
 def test_protocols_side_by_side(claims: ModuleType) -> None:
     found = rows("spp", "single", "crop1", [40.0, 42.0]) + rows("spp", "single", "full1", [39.0])
-    _, header, lines = claims.build_protocols_table(found, "title")
+    title, header, lines = claims.build_protocols_table(found, "title")
+    # Of a share of 121 / 300: 100 * sqrt(0.4033 * 0.5967 / 3925) = 0.783.
+    assert title == "title (3,925 images: standard error of one figure 0.8)"
     assert header[-2:] == ("crop1", "full1")
     # The number of seeds differs, so these are two lines.
     assert [line[-3:] for line in lines] == [["2", "41.00 ± 1.41", ""], ["1", "", "39.00"]]
@@ -123,7 +125,7 @@ def test_pooling_and_sizes_of_a_network_of_today(claims: ModuleType) -> None:
         + rows("avg", "alternate", "crop10", [19.0])
     )
     _, _, lines = claims.build_claims_table(found, "title")
-    differences = {line[0].split(" (")[0]: line[1].split(" ")[0] for line in lines}
+    differences = {line[0].split(":")[0].split(" (")[0]: line[1].split(" ")[0] for line in lines}
     assert differences == {
         "Multi-size training helps": "-1.00",
         "SPP in place of average pooling, ten crops": "-1.50",

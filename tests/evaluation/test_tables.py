@@ -83,7 +83,7 @@ def test_other_data_has_one_line_for_all_seeds(tmp_path: Path) -> None:
     _, header, cells = build_measured_table(read_csv(tmp_path / "ours.csv"))
     first, second = (dict(zip(header, line, strict=True)) for line in cells)
     # The deviation of two values is their difference by the square root of 2.
-    assert (first["net"], first["top-1 error"], first["seeds"], first["epochs"]) == (
+    assert (first["net"], first["top-1 error"], first["seeds"], first["best epoch"]) == (
         "zf5",
         "31.50 ± 2.12",
         "2",
