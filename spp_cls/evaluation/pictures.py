@@ -126,7 +126,7 @@ class _Picture:
     def draw_bins(self, net: SPPNet, bins: Tensor, channel: int) -> None:
         levels = net.pool.levels
         self._begin(
-            "the first window, pooled into",
+            "the thick window, pooled into",
             f"{net.pool.bins} bins of any map: {net.pool.bins} x {net.num_features} values",
         )
         parts = bins.split([net.num_features * n * n for n in levels])
