@@ -83,7 +83,11 @@ def _judge(claim: Claim, rows: Sequence[Row]) -> str:
 
 
 def find_differences(claim: Claim, rows: Sequence[Row]) -> Iterator[NDArray[np.float64]]:
-    """Iterate over the pairs of rows that differ in the claim's layers or views alone: better less worse, by draw."""
+    """Iterate over the pairs of rows that differ in the claim's layers or views alone: better less worse, by draw.
+
+    `pool` is the SPP layer; the pooling of other networks is not what the paper speaks of.
+    """
+    rows = [row for row in rows if row["layer"] != "pool" or row["pooling"] == "spp"]
     other = "layer" if claim.column == "view" else "view"
     names = ("network_sha256", "svm", "side", other)
     worse = {tuple(row[name] for name in names): row for row in rows if row[claim.column] == claim.worse}

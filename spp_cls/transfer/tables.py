@@ -115,7 +115,8 @@ def build_measured_tables(paper: Sequence[dict[str, str]], ours: Sequence[dict[s
         lines: dict[tuple[str, ...], dict[str, str]] = {}
         for row in (row for row in ours if row["data"] == data):
             cost = "chosen" if row["validation"] else row["C"]
-            cells = lines.setdefault((*(row[name] for name in _LINE), cost, row["layer"]), {})
+            net = {**row, "sizes": "untrained" if row["epochs"] == "0" else row["sizes"]}
+            cells = lines.setdefault((*(net[name] for name in _LINE), cost, row["layer"]), {})
             cells[_name_view(row)] = _show_score(row)
             paper_row = find_paper_row(row, paper)
             if paper_row:

@@ -143,20 +143,24 @@ def test_the_verdicts(tmp_path: Path) -> None:
         make_row(layer="level:6", by_draw="91.0 93.0 92.0"),
         # Of another network: paired with nothing.
         make_row(network_sha256="other", view="crop", by_draw="99.0 99.0 99.0"),
+        # Has no SPP layer.
+        make_row(pooling="none", by_draw="90.0 92.0 91.0"),
+        make_row(pooling="none", layer="hidden1", by_draw="91.0 93.0 92.0"),
         make_row(epochs=0, by_draw="1.0 2.0 3.0"),
         make_row(epochs=0, view="crop", by_draw="2.0 3.0 4.0"),
         make_row(epochs=0, side="256", by_draw="1.0 2.0 3.0"),
         make_row(epochs=0, side="256", view="crop", by_draw="0.5 1.5 1.0"),
     )
     (_, header, rows), (_, layers, best) = build_claims_tables(read_transfer_results(folder))
-    assert header[1:] == ("zf5, alternate", "zf5, untrained")
+    assert header[1:] == ("zf5, alternate", "zf5 (none), alternate", "zf5, untrained")
     # The mean over both sides: (-1 + 0.5) / 2, (-1 + 0.5) / 2, (-1 + 2) / 2.
     assert rows == [
-        ["full views beat crops", "+0.83, 3 of 3: confirmed", "+0.00, 1 of 3: not resolved"],
-        ["full views beat warped ones", "+0.50, 2 of 3: not resolved", ""],
-        ["all levels beat the 6 x 6 level", "-1.00, 0 of 3: refuted", ""],
+        ["full views beat crops", "+0.83, 3 of 3: confirmed", "", "+0.00, 1 of 3: not resolved"],
+        ["full views beat warped ones", "+0.50, 2 of 3: not resolved", "", ""],
+        ["all levels beat the 6 x 6 level", "-1.00, 0 of 3: refuted", "", ""],
     ]
-    assert (layers, best) == (("", "pool", "level:6"), [["zf5, alternate", 0, 3], ["zf5, untrained", "", ""]])
+    assert layers == ("", "pool", "level:6", "hidden1")
+    assert best == [["zf5, alternate", 0, 3, ""], ["zf5 (none), alternate", 0, "", 3], ["zf5, untrained", "", "", ""]]
 
 
 def test_one_draw_resolves_nothing(tmp_path: Path) -> None:
