@@ -18,6 +18,10 @@ from spp_cls.evaluation.protocols import Protocol, get_protocol
 from spp_cls.models.net import SPPNet
 
 
+class OtherClassesError(UserError):
+    """The data set has other classes than a network was trained on."""
+
+
 def evaluate(
     net: SPPNet | Sequence[SPPNet],
     source: ImageSource,
@@ -112,16 +116,16 @@ def check_protocols(net: SPPNet, protocols: Sequence[Protocol]) -> None:
 
 
 def check_classes(net: SPPNet, source: ImageSource) -> None:
-    """Raise UserError if the classes of a dataset source are not those that the network was trained on."""
+    """Raise OtherClassesError if the classes of a dataset source are not those that the network was trained on."""
     if len(source.class_names) != net.num_classes:
-        raise UserError(
+        raise OtherClassesError(
             f"the data set in {source.root} has {len(source.class_names)} classes, the checkpoint {net.num_classes}; "
             "set data and data.root to the data set it was trained on"
         )
     known = net.config.class_names
     if known is not None and known != source.class_names:
         unknown = next(a for a, b in zip(source.class_names, known, strict=True) if a != b)
-        raise UserError(
+        raise OtherClassesError(
             f"class {unknown} of {source.root} is not among the checkpoint's; "
             "set data and data.root to the data set it was trained on"
         )

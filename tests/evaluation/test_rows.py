@@ -138,6 +138,19 @@ def test_a_sweep_tells_data_sets_and_precisions_apart(tmp_path: Path, command: C
     assert test(*custom, "scales=[256]") == []
 
 
+def test_a_sweep_leaves_out_runs_of_other_data_sets(image_folder: Path, tmp_path: Path, command: Command) -> None:
+    write_checkpoint(tmp_path / "runs/mine/best.ckpt", class_names=CLASSES)
+    write_checkpoint(tmp_path / "runs/other/best.ckpt", class_names=("blue", "green", "grey"))
+    more = ("data=imagefolder", "data.root=images", "data.num_workers=0", "protocol=[crop1]", "out=rows.csv")
+    result = command("eval.py", "ckpt=runs", *more)
+    assert [each["checkpoint"] for each in rows_of(result)] == ["runs/mine/best.ckpt"]
+    assert "not tested: runs/other/best.ckpt, as class red of images/val is not among the checkpoint's" in result.stderr
+    # What is named must fit, and so must one of a folder.
+    for ckpt in ("ckpt=[runs/mine/best.ckpt,runs/other/best.ckpt]", "ckpt=runs/other"):
+        assert "class red of images/val is not among" in error_of(command("eval.py", ckpt, *more))
+    assert len(read_csv(tmp_path / "rows.csv")) == 1
+
+
 def test_packed_imagenet_stands_beside_the_papers_errors_where_it_is_sharp_enough(tmp_path: Path) -> None:
     (tmp_path / "paper.csv").write_bytes((RESULTS / "paper.csv").read_bytes())
     overfeat = {"net": "overfeat7", "protocol": "map98", "top1_error": 28.0}
