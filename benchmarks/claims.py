@@ -8,7 +8,7 @@ from typing import NamedTuple
 from scipy.stats import t
 
 from spp_cls.cli.terminal import Table
-from spp_cls.evaluation.seeds import TextRow, group_by_seed, pair_differences, summarise
+from spp_cls.evaluation.seeds import JOINT, TextRow, group_by_seed, pair_differences, summarise
 
 # The level of the intervals.
 LEVEL = 0.95
@@ -176,12 +176,14 @@ def build_claims_table(rows: Sequence[TextRow], title: str) -> Table:
 
 def build_summary_table(rows: Mapping[str, Sequence[TextRow]], title: str) -> Table:
     """Build the table of the paper's claims on several data sets, the keys of `rows`, from two seeds on."""
-    cells = []
-    for claim in CLAIMS:
-        shown = [_summarise(claim, find_differences(claim, own)) for own in rows.values()]
-        if any(shown) and "not in the paper" not in claim.words:
-            cells.append([claim.words, *shown])
-    return title, ("claim of the paper: difference of top-1 error in points", *rows), cells
+    claims = [claim for claim in CLAIMS if "not in the paper" not in claim.words]
+    columns = {
+        name: cells
+        for name, own in rows.items()
+        if any(cells := [_summarise(claim, find_differences(claim, own)) for claim in claims])
+    }
+    lines = [[claim.words, *shown] for claim, *shown in zip(claims, *columns.values(), strict=True) if any(shown)]
+    return title, ("claim of the paper: difference of top-1 error in points", *columns), lines
 
 
 def _summarise(claim: Claim, differences: Sequence[Difference]) -> str:
@@ -253,7 +255,7 @@ def build_ensembles_table(rows: Sequence[TextRow], title: str) -> Table:
     cells = []
     for ensemble in (row for row in rows if row["networks"] not in ("", "1")):
         columns = ("data_digest", "net", "width", "pooling", "levels", "sizes", "protocol")
-        seeds = ensemble["seed"].split("+")
+        seeds = ensemble["seed"].split(JOINT)
         members = {
             row["seed"]: float(row["top1_error"])
             for row in select_single(rows)

@@ -19,6 +19,7 @@ from spp_cls.evaluation.images import MAX_PIXELS
 from spp_cls.evaluation.predictions import Predictions
 from spp_cls.evaluation.protocols import PROTOCOLS, Protocol, get_protocol, make_protocol
 from spp_cls.evaluation.rows import Row, describe_hardware, find_version, hash_file
+from spp_cls.evaluation.seeds import JOINT
 from spp_cls.models.checkpoint import (
     count_epochs,
     create_net_from_checkpoint,
@@ -184,7 +185,7 @@ def _join_descriptions(descriptions: Sequence[dict[str, Any]]) -> dict[str, Any]
     if len(sizes) > 1:
         raise UserError(f"networks of one ensemble take crops of one size, and these {sorted(sizes)}; test them apart")
     digests = "".join(each["checkpoint_sha256"] for each in descriptions)
-    joined = {name: " + ".join(dict.fromkeys(str(each[name]) for each in descriptions)) for name in first}
+    joined = {name: JOINT.join(dict.fromkeys(str(each[name]) for each in descriptions)) for name in first}
     return joined | {
         "networks": len(descriptions),
         "input_size": first["input_size"],

@@ -15,6 +15,10 @@ CELL_KEY = (
 )  # fmt: skip
 
 
+# Between what the networks of an ensemble differ in, such as their seeds.
+JOINT = " + "
+
+
 @dataclass(frozen=True)
 class Spread:
     """Mean and sample standard deviation (None of a single value) of `count` values."""

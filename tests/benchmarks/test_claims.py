@@ -108,9 +108,9 @@ def test_protocols_side_by_side(claims: ModuleType) -> None:
 def test_an_ensemble_beside_its_networks(claims: ModuleType) -> None:
     found = rows("spp", "single", "crop10", [30.0, 32.0, 37.0]) + rows("spp", "alternate", "crop10", [1.0, 1.0])
     (ensemble,) = rows("spp", "single", "crop10", [29.0], networks="2")
-    ensemble["seed"] = "0+2"
+    ensemble["seed"] = "0 + 2"  # as eval.py joins them
     (alone,) = rows("spp", "single", "full1", [28.0], networks="2")
-    alone["seed"] = "0+1"  # whose networks were not tested like this
+    alone["seed"] = "0 + 1"  # whose networks were not tested like this
     _, _, (line,) = claims.build_ensembles_table([*found, ensemble, alone], "title")
     assert line == ["zf5", "spp", "single", "crop10", "0 2", "29.00", "30.00 37.00", "4.50"]
     # An ensemble is no run of its own in the other tables.
