@@ -25,6 +25,8 @@ CLAIMS = (
     Claim("full views beat crops", "view", "full", "crop"),
     Claim("full views beat warped ones", "view", "full", "warp"),
     Claim("all levels beat the 6 x 6 level", "layer", "pool", "level:6"),
+    Claim("the SPP layer beats the map of conv4", "layer", "pool", "maps:conv4", "caltech101"),
+    Claim("the SPP layer beats the map of conv5", "layer", "pool", "maps:conv5", "caltech101"),
     Claim("the SPP layer beats the first hidden layer", "layer", "pool", "hidden1", "caltech101"),
     Claim("the first hidden layer beats the second", "layer", "hidden1", "hidden2", "caltech101"),
     Claim("the second hidden layer beats the first", "layer", "hidden2", "hidden1", "voc2007"),
