@@ -6,6 +6,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from spp_cls.cli.errors import UserError, shorten
 from spp_cls.cli.terminal import Table
 
 Row = Mapping[str, str]
@@ -32,8 +33,8 @@ CLAIMS = (
     Claim("the second hidden layer beats the first", "layer", "hidden2", "hidden1", "voc2007"),
 )
 
-# Rows that agree in these are of networks trained alike and of the same draws.
-_NET = ("net", "pooling", "levels", "width", "sizes", "input_size", "epochs", "draws")
+# Rows that agree in these are of networks trained alike.
+_NET = ("net", "pooling", "levels", "width", "sizes", "input_size", "epochs")
 
 
 def build_claims_tables(ours: Sequence[Row]) -> list[Table]:
@@ -42,13 +43,17 @@ def build_claims_tables(ours: Sequence[Row]) -> list[Table]:
     The difference of a draw is the mean over all layers, views and sides that have both. A claim is confirmed where
     each draw agrees with it, refuted where each contradicts it, and else, or with a single draw, not resolved: the
     draws share images, so that the deviation of their mean would promise too much.
+
+    Raises:
+        UserError: if the results of a row's draws are no numbers.
     """
     tables: list[Table] = []
     fixed = [row for row in ours if row["is_side_chosen"] == "False"]
     for data in dict.fromkeys(row["data"] for row in fixed):
         nets: dict[tuple[str, ...], list[Row]] = {}
         for row in (row for row in fixed if row["data"] == data):
-            nets.setdefault(tuple(row[name] for name in _NET), []).append(row)
+            draws = str(len(_read_draws(row)))
+            nets.setdefault((*(row[name] for name in _NET), draws), []).append(row)
         names = [_name_net(rows[0]) for rows in nets.values()]
         claims = [claim for claim in CLAIMS if claim.data in (None, data)]
         found = [[claim.text, *(_judge(claim, rows) for rows in nets.values())] for claim in claims]
@@ -115,4 +120,10 @@ def _count_best(rows: Sequence[Row]) -> dict[str, int]:
 
 
 def _read_draws(row: Row) -> NDArray[np.float64]:
-    return np.array([float(value) for value in row["by_draw"].split()])
+    try:
+        return np.array([float(value) for value in row["by_draw"].split()])
+    except ValueError as error:
+        raise UserError(
+            f"a result of {row['net']}, {row['layer']}, {row['view']} {row['side']} is damaged (by_draw: "
+            f"{shorten(error)}); remove that line"
+        ) from error

@@ -172,6 +172,20 @@ def test_one_draw_resolves_nothing(tmp_path: Path) -> None:
     assert verdict == "+10.00, 1 of 1: not resolved"
 
 
+def test_other_draws_are_not_compared(tmp_path: Path) -> None:
+    folder = write_results(tmp_path, make_row(), make_row(view="crop", by_draw="89.0"), make_row(layer="hidden1"))
+    tables = build_claims_tables(read_transfer_results(folder))
+    ((_, header, ((claim, *verdicts),)), _) = tables
+    assert (len(header), claim) == (3, "the SPP layer beats the first hidden layer")
+    assert verdicts == ["+0.00, 0 of 2: not resolved", ""]
+
+
+def test_draws_that_are_no_numbers(tmp_path: Path) -> None:
+    folder = write_results(tmp_path, make_row(by_draw="90.0 x"))
+    with pytest.raises(UserError, match=r"zf5, pool, full 224 is damaged \(by_draw: .*; remove that line"):
+        build_claims_tables(read_transfer_results(folder))
+
+
 def test_the_command(tmp_path: Path, tool: Tool) -> None:
     result = tool("spp_cls.transfer.tables", f"results={RESULTS}", "format=csv")
     assert '"SPP ZF-5, warp 224: SPP pool5",caltech101,89.91' in result.stdout
