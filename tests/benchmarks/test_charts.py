@@ -45,6 +45,18 @@ def test_speed_is_drawn_from_the_files(charts: ModuleType) -> None:
     assert labels[0] == "training step, ZF-5 / plain PyTorch"
 
 
+def test_the_same_results_give_the_same_files(
+    charts: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = []
+    for name in ("once", "again"):
+        monkeypatch.setattr(charts, "IMAGES", tmp_path / name)
+        charts.main()
+        files.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
+    assert files[0] == files[1]
+    assert {"speed.svg", "errors.svg", "curves.svg"} == set(files[0])
+
+
 def test_collected_curves_are_those_of_the_runs(
     image_folder: Path, tmp_path: Path, command: Command, tool: Tool, charts: ModuleType
 ) -> None:
