@@ -74,7 +74,8 @@ def build_claims_tables(ours: Sequence[Row]) -> list[Table]:
 
 def _name_net(row: Row) -> str:
     pooling = "" if row["pooling"] == "spp" else f" ({row['pooling']})"
-    return f"{row['net']}{pooling}, {'untrained' if row['epochs'] == '0' else row['sizes']}"
+    width = "" if float(row["width"]) == 1 else f" x {float(row['width']):g}"
+    return f"{row['net']}{width}{pooling}, {'untrained' if row['epochs'] == '0' else row['sizes']}"
 
 
 def _judge(claim: Claim, rows: Sequence[Row]) -> str:

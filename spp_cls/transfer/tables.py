@@ -26,6 +26,8 @@ RESULT_HEADER = (
 )  # fmt: skip
 LINE_HEADER = ("net", "pooling", "width", "trained on sizes", "best epoch", "draws", "C", "layer")
 _LINE = ("net", "pooling", "width", "sizes", "epochs", "draws")
+# Rows that differ in these, such as those of several seeds, have lines of their own too.
+_UNSHOWN = ("network_sha256", "svm")
 
 # A row of ours measures what a row of the paper does if these agree.
 _IDENTITY = ("data", "net", "pooling", "levels", "sizes", "layer", "view", "side")
@@ -116,14 +118,16 @@ def build_measured_tables(paper: Sequence[dict[str, str]], ours: Sequence[dict[s
         for row in (row for row in ours if row["data"] == data):
             cost = "chosen" if row["validation"] else row["C"]
             net = {**row, "sizes": "untrained" if row["epochs"] == "0" else row["sizes"]}
-            cells = lines.setdefault((*(net[name] for name in _LINE), cost, row["layer"]), {})
+            line = (*(net[name] for name in _LINE), cost, row["layer"])
+            cells = lines.setdefault((*line, *(row[name] for name in _UNSHOWN)), {})
             cells[_name_view(row)] = _show_score(row)
             paper_row = find_paper_row(row, paper)
             if paper_row:
                 cells[f"paper, {_name_view(paper_row)}"] = paper_row["score"]
         found = dict.fromkeys(name for cells in lines.values() for name in cells)
         columns = sorted(found, key=_order)
-        rows = [[*line, *(cells.get(name, "") for name in columns)] for line, cells in lines.items()]
+        shown = len(LINE_HEADER)
+        rows = [[*line[:shown], *(cells.get(name, "") for name in columns)] for line, cells in lines.items()]
         title = f"{data}: {_name_metric(data, ours)} in %, mean ± deviation over draws"
         tables.append((title, (*LINE_HEADER, *columns), rows))
     return tables

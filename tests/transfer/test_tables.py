@@ -134,6 +134,24 @@ def test_narrow_networks_have_the_papers_score_in_a_table_of_their_own(tmp_path:
     ]
 
 
+def test_seeds_and_solvers_have_lines_of_their_own(tmp_path: Path) -> None:
+    rows = [
+        make_row(network_sha256=digest, svm=svm, accuracy=accuracy)
+        for digest, svm, accuracy in (("a", "libsvm", 40.0), ("b", "libsvm", 41.0), ("b", "liblinear", 42.0))
+    ]
+    folder = write_results(tmp_path, *rows)
+    ((_, header, lines),) = build_measured_tables(read_paper(folder), read_transfer_results(folder))
+    assert [line[header.index("full 224")] for line in lines] == ["40.00", "41.00", "42.00"]
+    assert all(len(line) == len(header) for line in lines)
+
+
+def test_widths_have_columns_of_their_own(tmp_path: Path) -> None:
+    values = [{"width": width, "view": view} for width in (1.0, 0.25) for view in ("full", "crop")]
+    folder = write_results(tmp_path, *(make_row(**each) for each in values))
+    ((_, header, _),) = build_claims_tables(read_transfer_results(folder))
+    assert header[1:] == ("zf5, alternate", "zf5 x 0.25, alternate")
+
+
 def test_the_verdicts(tmp_path: Path) -> None:
     folder = write_results(
         tmp_path,
