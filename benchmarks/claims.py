@@ -130,9 +130,15 @@ def find_differences(claim: Claim, rows: Sequence[TextRow]) -> list[Difference]:
 
 
 def average(differences: Sequence[Difference]) -> Interval:
-    """Return the mean of differences, with its interval if they are of several seeds."""
-    values = [each.value for each in differences]
-    # Runs of one seed have first weights and order in common.
+    """Return the mean of differences, with its interval if they are of several seeds.
+
+    Pairs of one network and seed, such as those of two trainings, count as one, their mean: they have first weights and
+    the order of images in common. So have all of one seed.
+    """
+    groups: dict[tuple[str, str], list[float]] = {}
+    for each in differences:
+        groups.setdefault((each.net, each.seed), []).append(each.value)
+    values = [statistics.mean(members) for members in groups.values()]
     if len({each.seed for each in differences}) == 1:
         return Interval(statistics.mean(values), None, None, len(values))
     return compute_interval(values)
@@ -170,7 +176,7 @@ def build_claims_table(rows: Sequence[TextRow], title: str) -> Table:
             for each in differences:
                 nets.setdefault(each.net, []).append(each.value)
             by_net = "; ".join(f"{net} {statistics.mean(values):+.2f}" for net, values in nets.items())
-            cells.append([claim.words, str(interval), interval.count, by_net, judge(interval, claim.is_equal)])
+            cells.append([claim.words, str(interval), len(differences), by_net, judge(interval, claim.is_equal)])
     return title, header, cells
 
 

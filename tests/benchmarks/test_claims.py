@@ -74,6 +74,18 @@ def test_runs_are_paired_by_seed_network_and_training(claims: ModuleType) -> Non
     assert claims.find_differences(claim, found) == [("zf5", "0", -1.0), ("overfeat7", "0", -3.0)]
 
 
+def test_trainings_of_one_seed_count_as_one(claims: ModuleType) -> None:
+    found = [
+        row
+        for sizes, gains in (("single", [-1.0, -3.0]), ("alternate", [-2.0, -4.0]))
+        for row in rows("spp", sizes, "crop1", [40.0, 40.0])
+        + rows("spp", sizes, "full1", [40 + gain for gain in gains])
+    ]
+    _, _, (line,) = claims.build_claims_table(found, "title")
+    # The means of the two seeds, -1.5 and -3.5: -2.5 +- 12.706 * sqrt(2) / sqrt(2).
+    assert line[1:] == ["-2.50 [-15.21, +10.21]", 4, "zf5 -2.50", "not resolved"]
+
+
 def test_runs_of_one_seed_resolve_nothing(claims: ModuleType) -> None:
     found = [
         row
