@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib
-from claims import select_single
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from mini_tables import read_imagenette
 
 from spp_cls.cli.errors import end_in_one_line
-from spp_cls.evaluation.seeds import compute_spread
+from spp_cls.evaluation.seeds import compute_spread, select_single
 
 REPOSITORY = Path(__file__).parent.parent
 IMAGES = REPOSITORY / "docs/images"
@@ -144,8 +144,8 @@ def main() -> None:
     """Draw the charts whose results there are."""
     results = REPOSITORY / "results"
     charts: dict[str, Callable[[], Figure]] = {"speed": lambda: draw_speed(results)}
-    if errors := _read(results / "mini.csv"):
-        charts["errors"] = lambda: draw_errors(select_single(errors))
+    if errors := select_single(read_imagenette(results)):
+        charts["errors"] = lambda: draw_errors(errors)
     if curves := _read(results / "curves/mini.csv"):
         charts["curves"] = lambda: draw_curves(curves)
     IMAGES.mkdir(parents=True, exist_ok=True)

@@ -8,10 +8,12 @@ from typing import NamedTuple
 from scipy.stats import t
 
 from spp_cls.cli.terminal import Table
-from spp_cls.evaluation.seeds import JOINT, TextRow, group_by_seed, pair_differences, summarise
+from spp_cls.evaluation.protocols import make_protocol
+from spp_cls.evaluation.seeds import TextRow, keep_last, select_single
 
-# The level of the intervals.
+# The level of the intervals, and the degrees of freedom below which there is none: two runs show no spread.
 LEVEL = 0.95
+LEAST_DEGREES = 2
 
 # Errors closer than this, in percentage points, count as equal: the paper's own differences between ten crops and ten
 # windows on maps are smaller.
@@ -20,12 +22,11 @@ EQUAL_WITHIN = 0.5
 
 @dataclass(frozen=True)
 class Interval:
-    """Mean of paired differences and its interval by Student's t; a single pair has no interval."""
+    """Mean of paired differences and its interval by Student's t; of too few there is no interval."""
 
     mean: float
     low: float | None
     high: float | None
-    count: int
 
     def __str__(self) -> str:
         if self.low is None or self.high is None:
@@ -33,13 +34,20 @@ class Interval:
         return f"{self.mean:+.2f} [{self.low:+.2f}, {self.high:+.2f}]"
 
 
-def compute_interval(differences: Sequence[float]) -> Interval:
-    """Return the mean of one difference or more, with its interval."""
-    mean, count = statistics.mean(differences), len(differences)
-    if count == 1:
-        return Interval(mean, None, None, count)
-    half = float(t.ppf((1 + LEVEL) / 2, count - 1)) * statistics.stdev(differences) / count**0.5
-    return Interval(mean, mean - half, mean + half, count)
+def compute_interval(groups: Sequence[Sequence[float]]) -> Interval:
+    """Return the mean of the means of groups, such as the seeds of each network, with its interval.
+
+    The interval is for other members of the same groups: what differs between the groups is not in it, and the variance
+    within them is pooled.
+    """
+    means = [statistics.mean(group) for group in groups]
+    mean, degrees = statistics.mean(means), sum(len(group) - 1 for group in groups)
+    if degrees < LEAST_DEGREES:
+        return Interval(mean, None, None)
+    squares = sum((value - own) ** 2 for group, own in zip(groups, means, strict=True) for value in group)
+    error = (squares / degrees * sum(1 / len(group) for group in groups)) ** 0.5 / len(groups)
+    half = float(t.ppf((1 + LEVEL) / 2, degrees)) * error
+    return Interval(mean, mean - half, mean + half)
 
 
 class Side(NamedTuple):
@@ -68,6 +76,9 @@ class Claim(NamedTuple):
 _NET = ("data", "net", "width", "input_size")
 _VIEWS = (*_NET, "pooling", "sizes")
 
+# The whole image at the size that warp1 squeezes it to.
+FULL_AT_224 = make_protocol([224], ["full"], flips=False).name
+
 CLAIMS = (
     Claim(
         "Multi-level pooling helps: SPP, single-size, against no SPP, crop10 (Table 2, b against a)",
@@ -90,8 +101,8 @@ CLAIMS = (
         Side("spp", None, "map96"), Side("spp", None, "map10"), _VIEWS,
     ),
     Claim(
-        "Warping hurts: full1 against warp1, the image squeezed to a square (section 3.3)",
-        Side("spp", None, "full1"), Side("spp", None, "warp1"), _VIEWS,
+        "Warping hurts: the whole image at min side 224 against warp1, squeezed to a square of it (section 3.3)",
+        Side("spp", None, FULL_AT_224), Side("spp", None, "warp1"), _VIEWS,
     ),
     Claim(
         "SPP in place of average pooling, ten crops (not in the paper)",
@@ -118,7 +129,7 @@ class Difference(NamedTuple):
 
 def find_differences(claim: Claim, rows: Sequence[TextRow]) -> list[Difference]:
     """Return the difference of each pair of runs that a claim is about."""
-    rows = select_single(rows)
+    rows = keep_last(select_single(rows))
     worse = {_get_pair(claim, row): row for row in rows if claim.worse.matches(row)}
     differences = []
     for row in rows:
@@ -129,24 +140,16 @@ def find_differences(claim: Claim, rows: Sequence[TextRow]) -> list[Difference]:
     return differences
 
 
-def average(differences: Sequence[Difference]) -> Interval:
-    """Return the mean of differences, with its interval if they are of several seeds.
+def group_differences(differences: Sequence[Difference]) -> dict[str, list[float]]:
+    """Return the differences of each network, one a seed.
 
-    Pairs of one network and seed, such as those of two trainings, count as one, their mean: they have first weights and
-    the order of images in common. So have all of one seed.
+    Of the pairs of one network and seed, such as those of two trainings, it is the mean: they have first weights and
+    the order of images in common.
     """
-    groups: dict[tuple[str, str], list[float]] = {}
+    found: dict[str, dict[str, list[float]]] = {}
     for each in differences:
-        groups.setdefault((each.net, each.seed), []).append(each.value)
-    values = [statistics.mean(members) for members in groups.values()]
-    if len({each.seed for each in differences}) == 1:
-        return Interval(statistics.mean(values), None, None, len(values))
-    return compute_interval(values)
-
-
-def select_single(rows: Sequence[TextRow]) -> list[TextRow]:
-    """Return the rows of single networks; the others are of ensembles."""
-    return [row for row in rows if row["networks"] in ("", "1")]
+        found.setdefault(each.net, {}).setdefault(each.seed, []).append(each.value)
+    return {net: [statistics.mean(values) for values in seeds.values()] for net, seeds in found.items()}
 
 
 def _get_pair(claim: Claim, row: TextRow) -> tuple[str, ...]:
@@ -165,112 +168,44 @@ def judge(interval: Interval, is_equal: bool = False) -> str:
 
 
 def build_claims_table(rows: Sequence[TextRow], title: str) -> Table:
-    """Build the table of all claims that `rows` can test: difference, interval, pairs of runs and verdict."""
-    header = ("claim", "difference of top-1 error, 95 % interval", "pairs of runs", "by network", "verdict")
-    cells = []
+    """Build the table of all claims that `rows` can test: each network, and the mean of several."""
+    header = ("claim", "network", "seeds", "difference of top-1 error, 95 % interval", "verdict")
+    lines = []
     for claim in CLAIMS:
-        differences = find_differences(claim, rows)
-        if differences:
-            interval = average(differences)
-            nets: dict[str, list[float]] = {}
-            for each in differences:
-                nets.setdefault(each.net, []).append(each.value)
-            by_net = "; ".join(f"{net} {statistics.mean(values):+.2f}" for net, values in nets.items())
-            cells.append([claim.words, str(interval), len(differences), by_net, judge(interval, claim.is_equal)])
-    return title, header, cells
+        nets = group_differences(find_differences(claim, rows))
+        shown = {net: [values] for net, values in nets.items()}
+        if len(nets) > 1:
+            shown = {f"mean of {len(nets)}": list(nets.values())} | shown
+        for place, (name, groups) in enumerate(shown.items()):
+            interval = compute_interval(groups)
+            seeds = " + ".join(str(len(group)) for group in groups)
+            lines.append(
+                [claim.words if not place else "", name, seeds, str(interval), judge(interval, claim.is_equal)]
+            )
+    return title, header, lines
 
 
 def build_summary_table(rows: Mapping[str, Sequence[TextRow]], title: str) -> Table:
-    """Build the table of the paper's claims on several data sets, the keys of `rows`, from two seeds on."""
+    """Build the table of the paper's claims on several data sets, the keys of `rows`: the mean of the networks."""
     claims = [claim for claim in CLAIMS if "not in the paper" not in claim.words]
-    columns = {
-        name: cells
-        for name, own in rows.items()
-        if any(cells := [_summarise(claim, find_differences(claim, own)) for claim in claims])
-    }
+    columns = {}
+    for name, own in rows.items():
+        found = [group_differences(find_differences(claim, own)) for claim in claims]
+        if any(cells := [_summarise(claim, nets) for claim, nets in zip(claims, found, strict=True)]):
+            columns[f"{name}: {_describe_runs(found)}"] = cells
     lines = [[claim.words, *shown] for claim, *shown in zip(claims, *columns.values(), strict=True) if any(shown)]
     return title, ("claim of the paper: difference of top-1 error in points", *columns), lines
 
 
-def _summarise(claim: Claim, differences: Sequence[Difference]) -> str:
-    if not differences or (interval := average(differences)).low is None:
+def _summarise(claim: Claim, nets: Mapping[str, Sequence[float]]) -> str:
+    if not nets or (interval := compute_interval(list(nets.values()))).low is None:
         return ""
     return f"{interval}: {judge(interval, claim.is_equal)}"
 
 
-def build_cells_table(rows: Sequence[TextRow], paper: Sequence[TextRow], title: str) -> Table:
-    """Build Table 2 of small networks: each cell's mean and deviation, and its difference to the cell without SPP.
-
-    The paper's difference stands beside ours; `verdict` says whether ours has its sign.
-    """
-    header = (
-        "cell", "top-1 error", "seeds", "difference to no SPP, 95 % interval", "verdict", "paper's error",
-        "paper's difference",
-    )  # fmt: skip
-    ours = group_by_seed([row for row in select_single(rows) if row["protocol"] == "crop10"])
-    by_cell = {}
-    for members in ours.values():
-        row = next(iter(members.values()))
-        by_cell[row["net"], row["pooling"], row["sizes"]] = members
-    cells = []
-    baselines: dict[str, float] = {}
-    for paper_row in (row for row in paper if row["table"] == "2"):
-        net, pooling, sizes = paper_row["net"], paper_row["pooling"], paper_row["sizes"]
-        error = float(paper_row["top1_error"])
-        if pooling == "none":
-            baselines[net] = error
-        found = by_cell.get((net, pooling, sizes))
-        if not found:
-            continue
-        spread = summarise(found, "top1_error")
-        shown = ["", "", f"{error:.2f}", ""]
-        baseline = by_cell.get((net, "none", "single"))
-        differences = pair_differences(found, baseline, "top1_error") if pooling != "none" and baseline else []
-        if differences:
-            interval = compute_interval(differences)
-            shown = [str(interval), judge(interval), f"{error:.2f}", f"{error - baselines[net]:+.2f}"]
-        cells.append([paper_row["row"], str(spread), spread.count, *shown])
-    return title, header, cells
-
-
-def build_protocols_table(rows: Sequence[TextRow], title: str) -> Table:
-    """Build the table of every cell under every protocol: mean and deviation of the top-1 error over seeds."""
-    rows = select_single(rows)
-    groups = group_by_seed(rows)
-    protocols = list(dict.fromkeys(row["protocol"] for row in rows))
-    lines: dict[tuple[str, ...], dict[str, str]] = {}
-    for members in groups.values():
-        row = next(iter(members.values()))
-        cell = (row["data"], row["net"], row["width"], row["pooling"], row["sizes"], str(len(members)))
-        lines.setdefault(cell, {})[row["protocol"]] = str(summarise(members, "top1_error"))
-    header = ("data", "net", "width", "pooling", "sizes", "seeds", *protocols)
-    table = [[*cell, *(errors.get(name, "") for name in protocols)] for cell, errors in lines.items()]
-    return f"{title} ({_describe_noise(rows)})" if rows else title, header, table
-
-
-def _describe_noise(rows: Sequence[TextRow]) -> str:
-    """Return how many images were tested, and the standard error that their number alone gives an error."""
-    images = int(rows[0]["images"])
-    share = statistics.mean(float(row["top1_error"]) for row in rows) / 100
-    return f"{images:,} images: standard error of one figure {100 * (share * (1 - share) / images) ** 0.5:.1f}"
-
-
-def build_ensembles_table(rows: Sequence[TextRow], title: str) -> Table:
-    """Build the table of ensembles: the error of averaged scores beside those of their members, by seed."""
-    header = ("net", "pooling", "sizes", "protocol", "seeds", "ensemble", "its networks", "gain over their mean")
-    cells = []
-    for ensemble in (row for row in rows if row["networks"] not in ("", "1")):
-        columns = ("data_digest", "net", "width", "pooling", "levels", "sizes", "protocol")
-        seeds = ensemble["seed"].split(JOINT)
-        members = {
-            row["seed"]: float(row["top1_error"])
-            for row in select_single(rows)
-            if all(row[name] == ensemble[name] for name in columns) and row["seed"] in seeds
-        }
-        error = float(ensemble["top1_error"])
-        if len(members) == len(seeds):
-            shown = [f"{members[seed]:.2f}" for seed in seeds]
-            gain = statistics.mean(members.values()) - error
-            identity = (ensemble[name] for name in ("net", "pooling", "sizes", "protocol"))
-            cells.append([*identity, " ".join(seeds), f"{error:.2f}", " ".join(shown), f"{gain:.2f}"])
-    return title, header, cells
+def _describe_runs(claims: Sequence[Mapping[str, Sequence[float]]]) -> str:
+    """Return the number of networks, and of seeds of each, that stand behind the claims of a column."""
+    names = {net for nets in claims for net in nets}
+    seeds = {len(values) for nets in claims for values in nets.values()}
+    counts = f"{max(seeds)}" if len(seeds) == 1 else f"{min(seeds)} to {max(seeds)}"
+    return f"{len(names)} network{'s' * (len(names) > 1)}, {counts} seeds"

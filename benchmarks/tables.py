@@ -7,6 +7,7 @@ import torch
 from backbones import build_table as build_backbones_table
 from gpu_tables import build_gpu_tables
 from mini_tables import (
+    build_hours_table,
     build_mini_caltech_tables,
     build_mini_tables,
     build_mini_timm_tables,
@@ -56,6 +57,7 @@ def build_tables(results: Path) -> dict[str, Sequence[Table]]:
         "mini": build_mini_tables(results, paper),
         "mini caltech": build_mini_caltech_tables(results),
         "mini timm": build_mini_timm_tables(results),
+        "hours": build_hours_table(results),
         "shapes": build_shapes_table(results),
         "summary": build_summary(results),
         "speed of data": build_data_tables(results),

@@ -3,7 +3,10 @@
 The other guides have tests of their own.
 """
 
+import importlib
+import itertools
 import re
+import runpy
 import shlex
 import shutil
 from pathlib import Path
@@ -11,6 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import spp_cls.cli.arguments as arguments_module
+from spp_cls.cli.command import compose_checked, read_keys
+from spp_cls.cli.schema import check_fields
 from tests.conftest import REPOSITORY, Command, Tool, write_checkpoint, write_image
 
 GUIDES = ("README.md", "docs/training.md", "docs/recipes.md", "docs/data.md", "docs/testing.md", "docs/networks.md")
@@ -24,6 +30,8 @@ SMALL = (
 
 # They install, train on eight GPUs or on ImageNet, download weights, or are every run of this project's tests.
 SKIPPED = ("pip install", "devices=8", "experiment=finetune/")
+
+BUILD = runpy.run_path(str(REPOSITORY / "train.py"))["build"]
 
 EXAMPLES = {
     "batch_size=64": "batch_size=8, crop=64, num_workers=0",
@@ -109,3 +117,45 @@ def test_one_command_trains_every_cell_of_a_table_in_miniature(folder: str) -> N
     named = line.split("experiment=")[1].split()[0].split(",")
     files = (REPOSITORY / "conf/experiment" / folder).glob("*.yaml")
     assert sorted(named) == sorted(f"{folder}/{path.stem}" for path in files)
+
+
+class AcceptedError(Exception):
+    """Instead of the work, once a command has found its keys to be right."""
+
+
+@pytest.mark.parametrize("guide", ["docs/results.md", "benchmarks/README.md"])
+def test_commands_that_take_hours_or_a_gpu_are_accepted(guide: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def check_and_stop(options: object) -> None:
+        check_fields(options)
+        raise AcceptedError
+
+    monkeypatch.setattr(arguments_module, "check_fields", check_and_stop)
+    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
+    accepted = 0
+    for line in find_commands(guide):
+        words = [word for word in shlex.split(line, comments=True) if not word.startswith(("OMP_NUM", "SPP_CLS"))]
+        if words[0] in ("pytest", "sha256sum"):
+            continue
+        assert words[0] == ("bash" if words[1].endswith(".sh") else "python")
+        if words[1] in ("train.py", "eval.py"):
+            for overrides in expand_choices([word for word in words[2:] if word != "--multirun"]):
+                keys = read_keys(compose_checked(REPOSITORY / "conf", words[1].removesuffix(".py"), overrides))
+                if words[1] == "train.py":
+                    BUILD(keys)
+        elif words[1] == "-m" or len(words) > 2 or words[1].endswith(".sh"):
+            name = f"{words[2]}.__main__" if words[1] == "-m" else Path(words[1]).stem
+            with pytest.raises(AcceptedError):
+                importlib.import_module(name).main(words[3 if words[1] == "-m" else 2 :])
+        else:
+            assert (REPOSITORY / words[1]).exists()
+        accepted += 1
+    assert accepted >= 10
+
+
+def expand_choices(overrides: list[str]) -> list[list[str]]:
+    """List the overrides of each run of a sweep."""
+    choices = [
+        [f"{name}={value}" for value in values.split(",")] if name in ("experiment", "seed") else [f"{name}={values}"]
+        for name, _, values in (override.partition("=") for override in overrides)
+    ]
+    return [list(each) for each in itertools.product(*choices)]

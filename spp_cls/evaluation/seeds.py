@@ -14,7 +14,6 @@ CELL_KEY = (
     "precision", "protocol",
 )  # fmt: skip
 
-
 # Between what the networks of an ensemble differ in, such as their seeds.
 JOINT = " + "
 
@@ -35,6 +34,16 @@ def compute_spread(values: Sequence[float]) -> Spread:
     """Return mean and standard deviation of one value or more."""
     deviation = statistics.stdev(values) if len(values) > 1 else None
     return Spread(statistics.mean(values), deviation, len(values))
+
+
+def select_single(rows: Sequence[TextRow]) -> list[TextRow]:
+    """Return the rows of single networks; the others are of ensembles."""
+    return [row for row in rows if row["networks"] in ("", "1")]
+
+
+def keep_last(rows: Sequence[TextRow]) -> list[TextRow]:
+    """Return of each run under each protocol the last row: it may have been tested, gone on and been tested again."""
+    return list({tuple(row[column] for column in (*CELL_KEY, "seed")): row for row in rows}.values())
 
 
 def group_by_seed(rows: Sequence[TextRow]) -> dict[tuple[str, ...], dict[str, TextRow]]:

@@ -15,7 +15,7 @@ from spp_cls.cli.terminal import Table, format_as
 from spp_cls.evaluation.images import get_min_side
 from spp_cls.evaluation.protocols import PROTOCOLS
 from spp_cls.evaluation.rows import read_csv
-from spp_cls.evaluation.seeds import TextRow, compute_spread, group_by_seed, summarise
+from spp_cls.evaluation.seeds import TextRow, compute_spread, group_by_seed, select_single, summarise
 
 TITLES = {
     "2": "Table 2: ImageNet 2012 validation, 10 views",
@@ -88,28 +88,27 @@ def build_paper_tables(paper: Sequence[dict[str, str]], ours: Sequence[dict[str,
     ]
 
 
-def find_result(paper_row: dict[str, str], ours: Sequence[dict[str, str]]) -> dict[str, str] | None:
+def find_result(paper_row: TextRow, ours: Sequence[TextRow]) -> TextRow | None:
     """Return our last result that measures what a row of the paper does."""
     same = [
         row
-        for row in ours
+        for row in select_single(ours)
         if paper_row["net"]
         and (row["data"], row["images"]) == ("imagenet", _IMAGENET_VAL)
         and all(row[key] == paper_row[key] for key in _IDENTITY)
-        and row["networks"] in ("", "1")
         and row["width"] in ("", "1")
         and _is_sharp(row)
     ]
     return same[-1] if same else None
 
 
-def _is_sharp(row: dict[str, str]) -> bool:
+def _is_sharp(row: TextRow) -> bool:
     """Return whether the images were stored as large as the protocol of a row takes them."""
     side = max(get_min_side(view, int(row["input_size"])) for view in PROTOCOLS[row["protocol"]].views)
     return not row["stored_side"] or int(row["stored_side"]) >= side
 
 
-def _compare(paper_row: dict[str, str], result: dict[str, str] | None) -> list[str]:
+def _compare(paper_row: TextRow, result: TextRow | None) -> list[str]:
     cells = [paper_row["row"], paper_row["views"]]
     for name in _ERRORS:
         error = paper_row[name]

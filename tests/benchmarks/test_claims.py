@@ -1,11 +1,11 @@
 """The verdicts on the paper's claims, on invented rows."""
 
 import importlib
-from pathlib import Path
 from types import ModuleType
 
+import numpy as np
 import pytest
-from scipy.stats import ttest_1samp
+from scipy.stats import t, ttest_1samp
 
 from spp_cls.evaluation.seeds import compute_spread, group_by_seed
 from tests.conftest import REPOSITORY
@@ -13,6 +13,7 @@ from tests.conftest import REPOSITORY
 COMMON = {
     "data": "x", "data_digest": "d", "stored_side": "", "networks": "1", "net": "zf5", "width": "0.25",
     "levels": "6 3 2 1", "input_size": "112", "epochs": "20", "images": "3925", "precision": "32-true",
+    "checkpoint": "a", "checkpoint_sha256": "b", "seconds": "360",
 }  # fmt: skip
 
 
@@ -27,12 +28,26 @@ def rows(pooling: str, sizes: str, protocol: str, errors: list[float], **values:
     return [{**given, "seed": str(seed), "top1_error": str(error)} for seed, error in enumerate(errors)]
 
 
-def test_the_interval_is_that_of_the_paired_t_test(claims: ModuleType) -> None:
+def test_the_interval_of_one_network_is_that_of_the_paired_t_test(claims: ModuleType) -> None:
     differences = [-1.2, -0.4, -0.9, 0.3]
-    interval = claims.compute_interval(differences)
+    interval = claims.compute_interval([differences])
     expected = ttest_1samp(differences, 0).confidence_interval(0.95)
     assert (interval.low, interval.high) == pytest.approx((expected.low, expected.high))
     assert interval.mean == pytest.approx(-0.55)
+
+
+def test_the_interval_of_several_networks_is_that_of_a_linear_model(claims: ModuleType) -> None:
+    groups = [[-1.2, -0.4, -0.9], [-3.0, -3.5], [0.4, 0.1, 0.2], [-2.0]]
+    interval = claims.compute_interval(groups)
+    # An indicator for each network; the mean of their coefficients is a contrast with the weights 1/4.
+    values = np.concatenate(groups)
+    design = np.repeat(np.eye(4), [len(group) for group in groups], axis=0)
+    coefficients, (squares,), _, _ = np.linalg.lstsq(design, values, rcond=None)
+    weights, degrees = np.full(4, 0.25), 9 - 4
+    error = np.sqrt(squares / degrees * weights @ np.linalg.inv(design.T @ design) @ weights)
+    expected = t(degrees, coefficients.mean(), error).interval(0.95)
+    assert (interval.low, interval.high) == pytest.approx(expected)
+    assert interval.mean == pytest.approx(coefficients.mean())
 
 
 @pytest.mark.parametrize(
@@ -41,6 +56,7 @@ def test_the_interval_is_that_of_the_paired_t_test(claims: ModuleType) -> None:
         ([29.0, 30.1, 31.0], "confirmed"),  # about one point lower each time
         ([31.0, 32.1, 33.0], "refuted"),
         ([29.0, 33.0, 31.0], "not resolved"),
+        ([29.0, 30.0], "not resolved"),  # two seeds show no spread
         ([29.0], "not resolved"),
     ],
 )
@@ -49,7 +65,7 @@ def test_verdicts(better: list[float], verdict: str, claims: ModuleType) -> None
     _, header, (line,) = claims.build_claims_table(found, "title")
     cells = dict(zip(header, line, strict=True))
     assert cells["claim"].startswith("Multi-level pooling helps")
-    assert (cells["verdict"], cells["pairs of runs"]) == (verdict, len(better))
+    assert (cells["verdict"], cells["network"], cells["seeds"]) == (verdict, "zf5", str(len(better)))
 
 
 @pytest.mark.parametrize(
@@ -77,13 +93,36 @@ def test_runs_are_paired_by_seed_network_and_training(claims: ModuleType) -> Non
 def test_trainings_of_one_seed_count_as_one(claims: ModuleType) -> None:
     found = [
         row
-        for sizes, gains in (("single", [-1.0, -3.0]), ("alternate", [-2.0, -4.0]))
-        for row in rows("spp", sizes, "crop1", [40.0, 40.0])
+        for sizes, gains in (("single", [-1.0, -3.0, -4.0]), ("alternate", [-2.0, -4.0, -7.0]))
+        for row in rows("spp", sizes, "crop1", [40.0, 40.0, 40.0])
         + rows("spp", sizes, "full1", [40 + gain for gain in gains])
     ]
     _, _, (line,) = claims.build_claims_table(found, "title")
-    # The means of the two seeds, -1.5 and -3.5: -2.5 +- 12.706 * sqrt(2) / sqrt(2).
-    assert line[1:] == ["-2.50 [-15.21, +10.21]", 4, "zf5 -2.50", "not resolved"]
+    # The means of the three seeds: -1.5, -3.5 and -5.5. -3.5 +- 4.3027 * 2 / sqrt(3).
+    assert line[1:] == ["zf5", "3", "-3.50 [-8.47, +1.47]", "not resolved"]
+
+
+def test_several_networks_have_a_line_each_and_their_mean(claims: ModuleType) -> None:
+    found = [
+        row
+        for net, errors in (("zf5", [29.0, 30.0, 29.5]), ("overfeat7", [26.9, 28.1]))
+        for row in rows("none", "single", "crop10", [30.0, 31.0, 32.0], net=net)
+        + rows("spp", "single", "crop10", errors, net=net)
+    ]
+    _, _, lines = claims.build_claims_table(found, "title")
+    assert [line[:3] for line in lines[1:]] == [["", "zf5", "3"], ["", "overfeat7", "2"]]
+    assert lines[0][1:3] == ["mean of 2", "3 + 2"]
+    assert lines[0][3].startswith("-2.25 [")  # half of -1.5 and -3
+    assert [line[4] for line in lines] == ["confirmed", "not resolved", "not resolved"]
+
+
+def test_a_run_that_was_tested_again_counts_once(claims: ModuleType) -> None:
+    crop1 = rows("spp", "single", "crop1", [40.0, 41.0, 42.0])
+    early = rows("spp", "single", "full1", [70.0], checkpoint_sha256="of an earlier epoch")
+    full1 = rows("spp", "single", "full1", [39.0, 40.1, 40.9])
+    expected = claims.build_claims_table([*crop1, *full1], "title")
+    assert claims.build_claims_table([*early, *crop1, *full1], "title") == expected
+    assert expected[2][0][2] == "3"
 
 
 def test_runs_of_one_seed_resolve_nothing(claims: ModuleType) -> None:
@@ -93,40 +132,7 @@ def test_runs_of_one_seed_resolve_nothing(claims: ModuleType) -> None:
         for row in rows("avg", sizes, "full1", [error]) + rows("spp", sizes, "full1", [error - 5])
     ]
     _, _, (line,) = claims.build_claims_table(found, "title")
-    assert line[1:] == ["-5.00", 2, "zf5 -5.00", "not resolved"]
-
-
-def test_cells_stand_beside_the_papers(claims: ModuleType) -> None:
-    paper = [
-        {"table": "2", "row": "ZF-5 (a)", "net": "zf5", "pooling": "none", "sizes": "single", "top1_error": "35.99"},
-        {"table": "2", "row": "ZF-5 (b)", "net": "zf5", "pooling": "spp", "sizes": "single", "top1_error": "34.98"},
-    ]
-    found = rows("none", "single", "crop10", [30.0, 32.0]) + rows("spp", "single", "crop10", [29.0, 31.0])
-    _, _, (first, second) = claims.build_cells_table(found, paper, "title")
-    assert first == ["ZF-5 (a)", "31.00 ± 1.41", 2, "", "", "35.99", ""]
-    assert second == ["ZF-5 (b)", "30.00 ± 1.41", 2, "-1.00 [-1.00, -1.00]", "confirmed", "34.98", "-1.01"]
-
-
-def test_protocols_side_by_side(claims: ModuleType) -> None:
-    found = rows("spp", "single", "crop1", [40.0, 42.0]) + rows("spp", "single", "full1", [39.0])
-    title, header, lines = claims.build_protocols_table(found, "title")
-    # Of a share of 121 / 300: 100 * sqrt(0.4033 * 0.5967 / 3925) = 0.783.
-    assert title == "title (3,925 images: standard error of one figure 0.8)"
-    assert header[-2:] == ("crop1", "full1")
-    # The number of seeds differs, so these are two lines.
-    assert [line[-3:] for line in lines] == [["2", "41.00 ± 1.41", ""], ["1", "", "39.00"]]
-
-
-def test_an_ensemble_beside_its_networks(claims: ModuleType) -> None:
-    found = rows("spp", "single", "crop10", [30.0, 32.0, 37.0]) + rows("spp", "alternate", "crop10", [1.0, 1.0])
-    (ensemble,) = rows("spp", "single", "crop10", [29.0], networks="2")
-    ensemble["seed"] = "0 + 2"  # as eval.py joins them
-    (alone,) = rows("spp", "single", "full1", [28.0], networks="2")
-    alone["seed"] = "0 + 1"  # whose networks were not tested like this
-    _, _, (line,) = claims.build_ensembles_table([*found, ensemble, alone], "title")
-    assert line == ["zf5", "spp", "single", "crop10", "0 2", "29.00", "30.00 37.00", "4.50"]
-    # An ensemble is no run of its own in the other tables.
-    assert len(claims.build_protocols_table([*found, ensemble, alone], "title")[2]) == 2
+    assert line[1:] == ["zf5", "1", "-5.00", "not resolved"]
 
 
 def test_pooling_and_sizes_of_a_network_of_today(claims: ModuleType) -> None:
@@ -137,7 +143,7 @@ def test_pooling_and_sizes_of_a_network_of_today(claims: ModuleType) -> None:
         + rows("avg", "alternate", "crop10", [19.0])
     )
     _, _, lines = claims.build_claims_table(found, "title")
-    differences = {line[0].split(":")[0].split(" (")[0]: line[1].split(" ")[0] for line in lines}
+    differences = {line[0].split(":")[0].split(" (")[0]: line[3].split(" ")[0] for line in lines}
     assert differences == {
         "Multi-size training helps": "-1.00",
         "SPP in place of average pooling, ten crops": "-1.50",
@@ -145,29 +151,32 @@ def test_pooling_and_sizes_of_a_network_of_today(claims: ModuleType) -> None:
     }
 
 
+def test_warping_is_compared_at_one_scale(claims: ModuleType) -> None:
+    found = rows("spp", "single", "warp1", [40.0]) + rows("spp", "single", "full1", [30.0])
+    assert claims.build_claims_table(found, "title")[2] == []
+    found += rows("spp", "single", claims.FULL_AT_224, [39.0])
+    _, _, (line,) = claims.build_claims_table(found, "title")
+    assert line[1:] == ["zf5", "1", "-1.00", "not resolved"]
+
+
 def test_the_summary_has_a_column_for_each_data_set(claims: ModuleType) -> None:
-    first = rows("none", "single", "crop10", [30.0, 31.0]) + rows("spp", "single", "crop10", [29.0, 29.9])
-    second = rows("spp", "single", "crop1", [40.0, 40.0]) + rows("spp", "single", "full1", [39.0, 41.0])
-    second += rows("spp", "single", "map96", [30.0]) + rows("spp", "single", "map10", [31.0])
+    first = rows("none", "single", "crop10", [30.0, 31.0, 32.0]) + rows("spp", "single", "crop10", [29.0, 29.9, 30.9])
+    second = [
+        row
+        for net, number in (("zf5", 2), ("overfeat7", 3))
+        for row in rows("spp", "single", "crop1", [40.0, 40.0, 40.0], net=net)
+        + rows("spp", "single", "full1", [39.0, 41.0, 40.0][:number], net=net)
+    ]
+    second += rows("spp", "single", "map96", [30.0, 31.0]) + rows("spp", "single", "map10", [31.0, 30.0])
     second += rows("avg", "single", "crop10", [20.0]) + rows("spp", "single", "crop10", [20.0])
     _, header, lines = claims.build_summary_table({"A": first, "B": second}, "title")
-    assert header[1:] == ("A", "B")
-    # The mean of two differences 0.1 apart: a half width of 12.71 x 0.05 by Student's t.
+    assert header[1:] == ("A: 1 network, 3 seeds", "B: 2 networks, 1 to 3 seeds")
+    # Three differences, -1, -1.1 and -1.1: a half width of 4.303 x 0.0577 / sqrt(3) by Student's t. Five of two
+    # networks: squares of 2 and three degrees, 3.182 x sqrt(2 / 3 x (1/2 + 1/3)) / 2.
     assert [line[1:] for line in lines] == [
-        ["-1.05 [-1.69, -0.41]: confirmed", ""],
-        ["", "+0.00 [-12.71, +12.71]: not resolved"],
+        ["-1.07 [-1.21, -0.92]: confirmed", ""],
+        ["", "+0.00 [-1.68, +1.68]: not resolved"],
     ]
-
-
-def test_hours_are_those_of_the_median_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
-    mini_tables = importlib.import_module("mini_tables")
-    # The second run stood still in its second epoch.
-    seconds = {"0": (1800, 1800), "1": (3600, 90000, 3600)}
-    lines = [f"zf5,spp,single,{seed},{each}\n" for seed, epochs in seconds.items() for each in epochs]
-    (tmp_path / "curves.csv").write_text("net,pooling,sizes,seed,seconds\n" + "".join(lines))
-    ((_, _, cells),) = mini_tables._build_hours(tmp_path / "curves.csv")
-    assert cells == [["zf5", 2, "4.0"], ["all", 2, "4.0"]]
 
 
 def test_the_last_row_of_a_seed_counts() -> None:

@@ -12,8 +12,9 @@ from spp_cls.data.sources.source import ImageSource
 
 @dataclass(frozen=True)
 class SourceIdentity:
-    """A split of a data set, by its name and by a digest that only the same images have.
+    """A split of a data set, by its name and by a digest of its classes and of the labels and names of all images.
 
+    The digest is not of the pixels: a copy with the same names, whatever was done to its images, has the same.
     `stored_side` is the min side that packing stored the images at, None: as they came.
     """
 
@@ -23,7 +24,7 @@ class SourceIdentity:
 
 
 def identify_source(kind: str, root: str | Path, source: ImageSource) -> SourceIdentity:
-    """Identify a split that open_source opened: its digest is of the classes, the labels and the names of all images.
+    """Identify a split that open_source opened.
 
     A pack of unchanged files has the digest of the files.
     """
