@@ -88,14 +88,15 @@ def draw_curves(rows: Sequence[Mapping[str, str]]) -> Figure:
 def draw_speed(results: Path) -> Figure:
     """Draw ratios of speed: a point right of 1 means that ours is faster."""
     bars: list[tuple[str, float]] = []
-    for step in json.loads((results / "train_step.json").read_text())["steps"]:
+    trained = json.loads((results / "train_step.json").read_text())
+    for step in trained["steps"]:
         if (step["size"], step["precision"]) == (224, "32-true"):
             seconds = step["seconds"]
             bars.append((f"training step, {NETS[step['net']]} / plain PyTorch", seconds["plain"] / seconds["ours"]))
     rates = json.loads((results / "loader.json").read_text())["one_core"]["images_per_second"]
     for name, rate in rates.items():
         if name.startswith(("torchvision", "timm")):
-            bars.append((f"reading photographs / {name}", rates["ours from files"] / rate))
+            bars.append((f"reading photographs, one core / {name}", rates["ours from files"] / rate))
     multiview = json.loads((results / "multiview.json").read_text())
     for net, name in NETS.items():
         for kind, measured in multiview.get(net, {}).items():
@@ -111,7 +112,7 @@ def draw_speed(results: Path) -> Figure:
     axes.axvline(1, color="0.4", lw=1)
     axes.set_yticks(places, [label for label, _ in bars], fontsize=9)
     axes.set_xlim(0.8, 1.15 * max(ratio for _, ratio in bars))
-    axes.set_xlabel("times the speed, on 2 CPU cores")
+    axes.set_xlabel(f"times the speed, on {trained['hardware']}")
     axes.grid(axis="x", alpha=0.3)
     return figure
 

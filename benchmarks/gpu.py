@@ -37,8 +37,8 @@ class Options:
     size: str = key("full", words=("full", "toy"), help="toy: the smallest sizes at which every part runs")
     parts: tuple[str, ...] = key(tuple(PARTS), help="what to run, in this order")
     data: str = key("data/gpu", help="data set made by benchmarks/gpu_data.py; toy draws its own")
-    out: str = key("results/gpu", help="folder for the results")
-    runs: str = key("runs/gpu", help="folder for the trainings and their checkpoints")
+    out: str | None = key(None, help="folder for the results; null: results/gpu, of toy runs/gpu-toy/results")
+    runs: str | None = key(None, help="folder for the trainings and checkpoints; null: runs/gpu, of toy runs/gpu-toy")
     minutes: float = key(25.0, above=0, help="time of all parts together")
     at_once: int | None = key(None, least=1, help="trainings side by side on one GPU; null: one for every four CPUs")
     wheels: str | None = key(None, help="for gpu.sh: folder of wheels to install from, without a connection")
@@ -99,7 +99,10 @@ def main(arguments: Sequence[str]) -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no NVIDIA GPU here; device=cpu size=toy tries the kit on a CPU")
     device = choose_device(options.device)
-    out = Path(options.out).absolute()
+    is_toy = options.size == "toy"
+    # What toy measures means nothing, and its trainings are not those of the full size.
+    out = Path(options.out or ("runs/gpu-toy/results" if is_toy else "results/gpu")).absolute()
+    runs = Path(options.runs or ("runs/gpu-toy" if is_toy else "runs/gpu")).absolute()
     out.mkdir(parents=True, exist_ok=True)
     results = describe_run("bash benchmarks/gpu.sh", device, size=options.size, cpus=count_cpus(), parts=[])
     earlier = read_earlier(out / "summary.json", results, chosen)
@@ -108,9 +111,8 @@ def main(arguments: Sequence[str]) -> None:
     end = time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as scratch:
         kit = Kit(
-            device=options.device, is_toy=options.size == "toy", data=Path(options.data).absolute(), out=out,
-            runs=Path(options.runs).absolute(), scratch=Path(scratch),
-            at_once=options.at_once or max(1, count_cpus() // 4), hardware=results["hardware"],
+            device=options.device, is_toy=is_toy, data=Path(options.data).absolute(), out=out, runs=runs,
+            scratch=Path(scratch), at_once=options.at_once or max(1, count_cpus() // 4), hardware=results["hardware"],
         )  # fmt: skip
         for name in chosen:
             found = run_part(name, PARTS[name], kit, min(end, time.monotonic() + PARTS[name].seconds))

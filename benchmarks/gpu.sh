@@ -6,6 +6,9 @@
 set -euo pipefail
 repository="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 python="${PYTHON:-python3}"
+if [[ -z "${PYTHON:-}" && -x "$repository/.venv/bin/python" ]]; then
+  python="$repository/.venv/bin/python"
+fi
 path="$repository"
 
 arguments=()
@@ -21,4 +24,9 @@ for argument in "$@"; do
   esac
 done
 
-PYTHONPATH="$path${PYTHONPATH:+:$PYTHONPATH}" "$python" "$repository/benchmarks/gpu.py" "${arguments[@]}"
+export PYTHONPATH="$path${PYTHONPATH:+:$PYTHONPATH}"
+if ! "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'; then
+  echo "error: $python has no torch; set PYTHON to one that has it, or install the repository (README.md)" >&2
+  exit 1
+fi
+"$python" "$repository/benchmarks/gpu.py" "${arguments[@]}"

@@ -15,6 +15,7 @@ from train_step import VERSIONS
 
 from spp_cls.cli.terminal import Table
 from spp_cls.evaluation.rows import read_csv
+from spp_cls.evaluation.seeds import keep_last
 
 
 def build_gpu_tables(folder: Path) -> list[Table]:
@@ -68,18 +69,31 @@ def _build_feed_table(folder: Path) -> list[Table]:
 
 
 def _build_mini_table(folder: Path) -> list[Table]:
-    rows = read_csv(folder / "mini.csv")
+    rows = keep_last(read_csv(folder / "mini.csv"))
     if not rows:
         return []
-    header = ("net", "pooling", "sizes", "epochs", "protocol", "top-1 error %", "top-5 error %", "images")
-    keys = ("net", "pooling", "sizes", "epochs", "protocol")
+    header = (
+        "net", "pooling", "sizes", "training", "best epoch", "protocol", "top-1 error %", "top-5 error %", "images",
+    )  # fmt: skip
+    trainings = _find_trainings(folder)
     cells = [
         [
-            *(row[key] for key in keys),
-            *(f"{float(row[key]):.2f}" for key in ("top1_error", "top5_error")),
+            row["net"], row["pooling"], row["sizes"], trainings.get(Path(row["checkpoint"]).parent.name, ""),
+            row["epochs"], row["protocol"], f"{float(row['top1_error']):.2f}", f"{float(row['top5_error']):.2f}",
             row["images"],
         ]
         for row in rows
-    ]
+    ]  # fmt: skip
     return [(f"Table 2 in miniature at full width, one seed ({rows[0]['hardware']}, torch {rows[0]['torch']})", header,
              cells)]  # fmt: skip
+
+
+def _find_trainings(folder: Path) -> dict[str, str]:
+    """Return how the last training of each cell went: passed, failed or cut off."""
+    commands = [
+        command
+        for part in read_json(folder, "summary").get("parts", [])
+        if part["part"] == "mini"
+        for command in part["commands"]
+    ]
+    return {command["command"].split("experiment=mini/")[1].split()[0]: command["status"] for command in commands}

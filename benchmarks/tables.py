@@ -99,8 +99,9 @@ def fill_tables(text: str, tables: Mapping[str, Sequence[Table]]) -> str:
     for name, members in tables.items():
         begin, end = f"<!-- {name}: written by python benchmarks/tables.py -->", f"<!-- end of {name} -->"
         if begin in text and end in text:
+            shown = [format_as(table, "markdown") for table in members] or ["Not measured yet."]
             before, after = text.split(begin, maxsplit=1)[0], text.split(end, maxsplit=1)[1]
-            text = before + "\n\n".join([begin, *(format_as(table, "markdown") for table in members), end]) + after
+            text = before + "\n\n".join([begin, *shown, end]) + after
             filled += 1
     if not filled:
         raise UserError(f"there is no place for a table; put lines such as {begin} and {end} there")

@@ -124,6 +124,16 @@ def explain_write_errors(path: str | Path, key: str) -> Iterator[None]:
         ) from error
 
 
+def check_png(path: str, key: str) -> None:
+    """Refuse a name for a picture, the value of a key, that promises another format than PNG.
+
+    Raises:
+        UserError: if it does.
+    """
+    if not path.lower().endswith(".png"):
+        raise UserError(f"{key}={path}: the picture is a PNG; give it a name that ends in .png")
+
+
 def _summarise(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [""]
     # An error of a worker process begins with the worker's traceback.

@@ -9,7 +9,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from spp_cls.cli.arguments import parse_keys, run_tool
-from spp_cls.cli.errors import UserError, explain_write_errors
+from spp_cls.cli.errors import UserError, check_png, explain_write_errors
 from spp_cls.cli.schema import key
 from spp_cls.data.loading.batch import Batch, finish_on_device, mix_batch
 from spp_cls.data.loading.dataset import TrainingCrops
@@ -75,6 +75,7 @@ def main(arguments: Sequence[str]) -> None:
     options = parse_keys(ShowOptions, arguments, _USAGE, _EXAMPLE)
     if options.root is None and options.data != "demo":
         raise UserError("data.root is not set; give it as data.root=FOLDER")
+    check_png(options.out, "out")
     source = open_source(options.data, options.root or "data/demo", "train")
     count = min(options.images, len(source))
     sampler = TrainingSampler(len(source), count, options.seed)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from spp_cls.cli.arguments import parse_arguments, run_tool
-from spp_cls.cli.errors import UserError, explain_write_errors
+from spp_cls.cli.errors import UserError, check_png, explain_write_errors
 from spp_cls.cli.reading import is_file
 from spp_cls.cli.schema import key
 from spp_cls.cli.targets import import_plugins
@@ -26,7 +26,7 @@ _EXAMPLE = "python -m spp_cls.evaluation.show runs/imagenette/best.ckpt photo.jp
 class ShowOptions:
     """The keys of this command."""
 
-    out: str = key("views.png", help="picture to write")
+    out: str = key("views.png", help="PNG file to write")
     scale: int = key(256, help="min side of the image, for a network trained on crops of 224", least=REFERENCE_SIDE)
     channel: int | None = key(None, help="channel of the feature map; null: the one with the largest mean", least=0)
     plugins: tuple[str, ...] = key((), help="modules to import first, which register backbones of your own")
@@ -38,6 +38,7 @@ def main(arguments: Sequence[str]) -> None:
     if len(names) != 2:
         raise UserError("name a network and an image: python -m spp_cls.evaluation.show NET IMAGE [key=value ...]")
     import_plugins(options.plugins)
+    check_png(options.out, "out")
     if not is_file(names[1]):
         raise UserError(f"there is no image {names[1]}, or it is no file; give an image file")
     net = load_net(names[0])

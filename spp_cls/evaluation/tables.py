@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from spp_cls.cli.arguments import parse_keys, run_tool
-from spp_cls.cli.errors import UserError, explain_write_errors, shorten
+from spp_cls.cli.errors import UserError, check_png, explain_write_errors, shorten
 from spp_cls.cli.reading import is_file
 from spp_cls.cli.schema import key
 from spp_cls.cli.terminal import Table, format_as
@@ -190,6 +190,8 @@ def main(arguments: Sequence[str]) -> None:
     """Print the tables; with chart=PATH draw them too."""
     example = "python -m spp_cls.evaluation.tables format=markdown"
     options = parse_keys(Options, arguments, "python -m spp_cls.evaluation.tables [key=value ...]", example)
+    if options.chart:
+        check_png(options.chart, "chart")
     paper, ours = read_results(options.results)
     tables = [*build_paper_tables(paper, ours), build_measured_table(ours)]
     print("\n\n".join(format_as(table, options.format) for table in tables))

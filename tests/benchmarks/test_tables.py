@@ -8,6 +8,8 @@ from types import ModuleType
 import pytest
 
 from spp_cls import UserError
+from tests.benchmarks.test_cells import write_results
+from tests.benchmarks.test_claims import rows
 from tests.conftest import REPOSITORY
 
 
@@ -71,6 +73,24 @@ def test_tables_of_a_gpu_are_those_of_its_files(tables: ModuleType, tmp_path: Pa
         [["zf5", "224", "128", "bf16-mixed", "2.50", "", "", "", ""]],
     ]
     assert next(iter(found)) == "Parts of the kit, size full, driver 1, CUDA 13, cuDNN 9 (a GPU, torch 2: c)"
+
+
+def test_trainings_of_a_gpu_that_were_cut_off_say_so(tables: ModuleType, tmp_path: Path) -> None:
+    trainings = [
+        {"command": f"python train.py experiment=mini/{cell} run_folder=x", "status": status}
+        for cell, status in (("zf5_nospp", "passed"), ("zf5_spp_singlesize", "cut off"))
+    ]
+    run = {"hardware": "a GPU", "torch": "2", "command": "c", "size": "full"}
+    parts = [{"part": "mini", "status": "cut off", "seconds": 540, "commands": trainings}]
+    (tmp_path / "summary.json").write_text(json.dumps({**run, "parts": parts}))
+    cells = {"checkpoint": "runs/gpu/zf5_spp_singlesize/best.ckpt", "top5_error": "5"}
+    # Tested, trained on and tested again.
+    found = rows("spp", "single", "crop1", [40.0], **cells) + rows("spp", "single", "crop1", [30.0], **cells)
+    found += rows("none", "single", "crop1", [35.0], **{**cells, "checkpoint": "runs/gpu/zf5_nospp/best.ckpt"})
+    write_results(tmp_path, found)
+    _, (_, header, lines) = tables.build_gpu_tables(tmp_path)
+    shown = [dict(zip(header, line, strict=True)) for line in lines]
+    assert [(line["training"], line["top-1 error %"]) for line in shown] == [("cut off", "30.00"), ("passed", "35.00")]
 
 
 @pytest.mark.parametrize(("hardware", "rates"), [("2 CPU cores, x", []), ("1 x NVIDIA X", ["16.0", "8.0"])])

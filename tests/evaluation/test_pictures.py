@@ -80,6 +80,7 @@ def test_the_command_writes_a_picture(tmp_path: Path, tool: Tool) -> None:
         ),
         (["best.ckpt", "photo.jpg", "scale=100"], "scale is a whole number from 224"),
         (["plain.ckpt", "photo.jpg"], "the network has no SPP"),
+        (["best.ckpt", "photo.jpg", "out=a.svg"], "out=a.svg: the picture is a PNG; give it a name that ends in .png"),
         (["best.ckpt", "photo.jpg", "out=no/folder/a.png"], "cannot write no/folder/a.png: No such file or directory"),
     ],
 )
