@@ -48,7 +48,7 @@ def draw_errors(rows: Sequence[Mapping[str, str]]) -> Figure:
                     spread = compute_spread(errors)
                     panel.errorbar(
                         place + 0.22 * (number - 1), spread.mean, spread.deviation or 0, fmt="o", ms=4, capsize=2,
-                        color=COLOURS[number], label=label if place == 0 else None,
+                        color=COLOURS[number], label=label,
                     )  # fmt: skip
         panel.set_xticks(range(len(PROTOCOLS)), PROTOCOLS, rotation=60)
         panel.set_title(NETS[net], fontsize=10)

@@ -1,6 +1,7 @@
 """The charts of the documents, and the collection of learning curves."""
 
 import importlib
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -41,8 +42,24 @@ def test_curves_are_means_over_seeds(charts: ModuleType) -> None:
 
 
 def test_speed_is_drawn_from_the_files(charts: ModuleType) -> None:
-    labels = [label.get_text() for label in charts.draw_speed(REPOSITORY / "results").axes[0].get_yticklabels()]
-    assert labels[0] == "training step, ZF-5 / plain PyTorch"
+    axes = charts.draw_speed(REPOSITORY / "results").axes[0]
+    assert axes.get_yticklabels()[0].get_text() == "training step, ZF-5 / plain PyTorch"
+    steps = json.loads((REPOSITORY / "results/train_step.json").read_text())["steps"]
+    zf5 = {"net": "zf5", "size": 224, "precision": "32-true"}
+    (seconds,) = (step["seconds"] for step in steps if zf5.items() <= step.items())
+    assert axes.lines[0].get_xdata()[0] == seconds["plain"] / seconds["ours"]
+
+
+def test_several_networks_have_a_panel_each_with_one_scale(charts: ModuleType) -> None:
+    found = [
+        row
+        for net, error in (("overfeat7", 25.0), ("zf5", 30.0))
+        for row in rows("spp", "single", "map10", [error, error + 2], net=net)
+    ]
+    panels = charts.draw_errors(found).axes
+    assert [panel.get_title() for panel in panels] == ["ZF-5", "Overfeat-7"]
+    assert [panel.containers[0].lines[0].get_ydata()[0] for panel in panels] == [31.0, 26.0]
+    assert panels[0].get_ylim() == panels[1].get_ylim()
 
 
 def test_the_same_results_give_the_same_files(
