@@ -30,8 +30,7 @@ from spp_cls.cli.files import replace_atomically
 from spp_cls.cli.terminal import Table, format_as
 from spp_cls.evaluation.rows import read_csv
 from spp_cls.evaluation.tables import build_measured_table, build_paper_tables, read_results
-from spp_cls.models.net import PRESETS
-from spp_cls.models.specs import SPECS
+from spp_cls.models.specs import PRESETS, SPECS
 from spp_cls.transfer.claims import build_claims_tables
 from spp_cls.transfer.tables import build_measured_tables, read_transfer_results
 from spp_cls.transfer.tables import build_paper_tables as build_paper_transfer_tables

@@ -6,7 +6,11 @@ import shlex
 from pathlib import Path
 
 import pytest
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import RunMode
+from omegaconf import OmegaConf
 
+from spp_cls.cli.sweep import ResultsTable
 from tests.conftest import REPOSITORY, Command, error_of
 
 TEXT = (REPOSITORY / "docs/running.md").read_text()
@@ -39,6 +43,25 @@ def test_commands_of_one_process(line: str, image_folder: Path, tmp_path: Path, 
             rows = list(csv.DictReader(file))
         assert [row["run_folder"] for row in rows] == ["runs/trial/seed=0", "runs/trial/seed=1"]
         assert all(f"{float(row['top1_error']):.2f}" in result.stdout.split("lowest top-1")[1] for row in rows)
+
+
+def test_a_table_of_a_folder_that_was_used_before_has_its_own_runs(tmp_path: Path) -> None:
+    runs = {"mode": RunMode.MULTIRUN, "sweep": {"dir": str(tmp_path)}, "overrides": {"task": ["a=1"]}}
+    (tmp_path / "summary.json").write_text("{}")
+
+    def sweep(count: int) -> list[str]:
+        table = ResultsTable()
+        table.on_multirun_start(OmegaConf.create({"hydra": runs}))
+        for number in range(count):
+            job = JobReturn(status=JobStatus.COMPLETED)
+            job.return_value = {"run_folder": f"runs/{number}"}
+            table.on_job_end(OmegaConf.create({"hydra": {**runs, "job": {"num": number}}}), job)
+        table.on_multirun_end(OmegaConf.create({"hydra": runs}))
+        with (tmp_path / "results.csv").open() as file:
+            return [row["run_folder"] for row in csv.DictReader(file)]
+
+    assert sweep(11) == [f"runs/{number}" for number in range(11)]
+    assert sweep(2) == ["runs/0", "runs/1"]
 
 
 def test_several_devices_and_several_runs_are_refused(image_folder: Path, tmp_path: Path, command: Command) -> None:

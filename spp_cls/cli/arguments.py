@@ -10,7 +10,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from spp_cls.cli.errors import UserError, end_in_one_line, shows_tracebacks, suggest, tracebacks
+from spp_cls.cli.errors import UserError, end_in_one_line, end_when_interrupted, shows_tracebacks, suggest, tracebacks
 from spp_cls.cli.schema import check_fields, describe_field, describe_type, get_key, list_types, walk_fields
 from spp_cls.cli.terminal import format_table
 
@@ -33,7 +33,7 @@ def run_tool(main: Callable[[Sequence[str]], None], arguments: Sequence[str]) ->
             raise UserError(f"{_DEBUG} is true or false, not {given[-1].partition('=')[2]!r}")
         main(rest)
 
-    with tracebacks(given[-1] == f"{_DEBUG}=true" if given else shows_tracebacks()):
+    with end_when_interrupted(), tracebacks(given[-1] == f"{_DEBUG}=true" if given else shows_tracebacks()):
         end_in_one_line(check_and_run)
 
 

@@ -21,10 +21,10 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from spp_cls.cli.errors import UserError, end_in_one_line, shows_tracebacks, suggest, tracebacks
+from spp_cls.cli.errors import UserError, end_in_one_line, end_when_interrupted, shows_tracebacks, suggest, tracebacks
 from spp_cls.cli.keys import OPEN_GROUPS, SCHEMAS, register_schemas
 from spp_cls.cli.schema import check_fields, describe_field, walk_fields
-from spp_cls.cli.sweep import check_sweep, list_runs, record_run, set_run_folders
+from spp_cls.cli.sweep import RunFolders, check_sweep, list_runs, record_run, set_run_folders
 
 register_schemas()
 
@@ -64,8 +64,8 @@ def run(
 
     def check_and_run() -> None:
         if "--multirun" in arguments or "-m" in arguments:
-            folders = _check_runs(config_dir, config_name, arguments, check)
-            sys.argv[1:] = set_run_folders(config_dir, arguments, folders)
+            runs = _check_runs(config_dir, config_name, arguments, check)
+            sys.argv[1:] = set_run_folders(config_dir, arguments, runs)
         elif not any(argument.startswith("-") for argument in arguments):
             # Hydra goes on with what it finds wrong only later.
             compose_checked(config_dir, config_name, arguments)
@@ -76,7 +76,7 @@ def run(
         except (HydraException, OmegaConfBaseException, YAMLError) as error:
             raise UserError(_describe_error(error, SCHEMAS[config_name])) from error
 
-    with tracebacks(shown):
+    with end_when_interrupted(), tracebacks(shown):
         end_in_one_line(check_and_run)
 
 
@@ -151,7 +151,7 @@ def convert_lightning_errors(group: str) -> Iterator[None]:
 
 def _check_runs(
     config_dir: Path, config_name: str, arguments: Sequence[str], check: Callable[[Any], object]
-) -> list[str]:
+) -> list[RunFolders]:
     """Check the configuration of each run of --multirun before the first starts; return their run folders."""
     try:
         runs = list_runs(arguments)
@@ -162,7 +162,10 @@ def _check_runs(
         cfg = compose_checked(config_dir, config_name, overrides)
         check_sweep(cfg, cfg.hydra.launcher._target_)
         check(read_keys(cfg))
-        folders.append(str(cfg.get("run_folder")))
+        with open_dict(cfg):
+            written = OmegaConf.to_container(cfg, resolve=False)
+        assert isinstance(written, dict)
+        folders.append(RunFolders(str(written.get("run_folder")), str(cfg.get("run_folder"))))
     return folders
 
 

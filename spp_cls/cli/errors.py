@@ -5,7 +5,9 @@ import io
 import os
 import platform
 import re
+import select
 import shlex
+import signal
 import sys
 import tempfile
 import traceback
@@ -56,11 +58,28 @@ def end_in_one_line(action: Callable[[], Returned], log_folder: Path | None = No
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A file name that is not text is printed as stderr prints it, with backslashes.
         sys.stdout.reconfigure(errors="backslashreplace")
+
+    def run_and_flush() -> Returned:
+        returned = action()
+        # What cannot be written is an error of the command, and not of Python's end.
+        sys.stdout.flush()
+        return returned
+
     try:
-        return catch_errors(action, log_folder)
+        return catch_errors(run_and_flush, log_folder)
     except FailedError as failure:
         print(f"error: {failure}", file=sys.stderr)
         sys.exit(failure.status)
+
+
+@contextmanager
+def end_when_interrupted() -> Iterator[None]:
+    """Let Ctrl-C end a command with one line, and the status that a shell gives such an end."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def catch_errors(action: Callable[[], Returned], log_folder: Path | None = None) -> Returned:
@@ -74,6 +93,10 @@ def catch_errors(action: Callable[[], Returned], log_folder: Path | None = None)
     except UserError as error:
         raise FailedError(format_error(error)) from error
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_output_closed():
+            # Such as `head`, which has read enough. Python would try once more at its end.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            sys.exit(128 + signal.SIGPIPE)
         if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
             # For a move, filename2 is the destination.
             path = error.filename2 or error.filename or "a file"
@@ -89,6 +112,13 @@ def catch_errors(action: Callable[[], Returned], log_folder: Path | None = None)
             )
             raise FailedError(reason) from error
         raise FailedError(f"unexpected error: {_summarise(error)}; {_log(error, log_folder)}", status=2) from error
+
+
+def _is_output_closed() -> bool:
+    """Return whether nobody reads what is printed any more; other broken pipes lead to processes that ended."""
+    output = select.poll()
+    output.register(sys.stdout.fileno(), 0)
+    return any(event & (select.POLLERR | select.POLLHUP) for _, event in output.poll(0))
 
 
 def shows_tracebacks() -> bool:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import Field, field, fields, is_dataclass
+from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
@@ -141,6 +142,10 @@ def list_types(hint: Any) -> tuple[Any, ...]:
     return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
+# What stands for types that YAML cannot write.
+_WRITTEN: dict[Any, tuple[type, ...]] = {tuple: (tuple, list), Path: (Path, str)}
+
+
 def _is_of(value: Any, hint: Any) -> bool:
     origin = get_origin(hint)
     if hint is Any or (not isinstance(origin or hint, type) and origin is not Literal):
@@ -155,7 +160,7 @@ def _is_of(value: Any, hint: Any) -> bool:
         # NaN and the infinities are not sizes, rates or counts.
         is_number = isinstance(value, int if hint is int else int | float) and not isinstance(value, bool)
         return is_number and abs(value) < float("inf")
-    return isinstance(value, hint)
+    return isinstance(value, _WRITTEN.get(hint, hint))
 
 
 def _describe(hint: Any) -> str:

@@ -6,7 +6,7 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, ValueType
@@ -20,6 +20,9 @@ from spp_cls.cli.terminal import format_table
 
 # Values that are all on the command line: a,b,c and choice(a,b,c), range(1,4).
 _LISTED_VALUES = (ValueType.SIMPLE_CHOICE_SWEEP, ValueType.CHOICE_SWEEP, ValueType.RANGE_SWEEP)
+# What the runs returned, in their order.
+_ROWS = "row-*.json"
+
 _BASIC_LAUNCHER = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
@@ -35,18 +38,27 @@ def list_runs(arguments: Sequence[str]) -> list[list[str]]:
     return [list(run) for run in itertools.product(*choices)]
 
 
-def set_run_folders(config_dir: Path, arguments: Sequence[str], folders: Sequence[str]) -> list[str]:
+class RunFolders(NamedTuple):
+    """The folder of a run: as the configuration has it, with ${} of other keys, and with their values."""
+
+    written: str
+    resolved: str
+
+
+def set_run_folders(config_dir: Path, arguments: Sequence[str], runs: Sequence[RunFolders]) -> list[str]:
     """Return the arguments of --multirun with a run folder for each of the runs.
 
-    `folders` are the run folders of the runs of list_runs, and stay if they differ already.
+    `runs` are those of list_runs; their folders stay if they differ already, and have folders of their own below the
+    one that they share otherwise.
     """
     sweeps = [each for each in _parse(arguments) if each.is_sweep_override()]
     all_listed = all(each.value_type in _LISTED_VALUES for each in sweeps)
-    if all_listed and len(set(folders)) == len(folders):
+    if all_listed and len({run.resolved for run in runs}) == len(runs):
         return list(arguments)
     swept = [each.key_or_group for each in sweeps]
     given = [argument for argument in arguments if argument.split("=")[0] == "run_folder"]
-    folder = given[-1].partition("=")[2] if given else "runs/${name}"
+    written = {run.written for run in runs}
+    folder = written.pop() if len(written) == 1 else "runs/${name}"
     parts = [
         f"{key}=${{hydra:runtime.choices.{key}}}" if (config_dir / key).is_dir() else f"{key}=${{{key}}}"
         for key in swept
@@ -91,6 +103,11 @@ def record_run(action: Callable[[], dict[str, Any]], run_folder: str) -> dict[st
 class ResultsTable(Callback):
     """Hydra's callback that collects what each run of --multirun returns, in results.csv of the sweep's folder."""
 
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Forget what the runs of an earlier sweep into the same folder returned."""
+        for path in Path(config.hydra.sweep.dir).glob(_ROWS):
+            path.unlink()
+
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **_: Any) -> None:
         """Keep what a run returned, for the process that started it."""
         several = config.hydra.mode.name == "MULTIRUN" and cast(Any, rank_zero_only).rank == 0
@@ -98,13 +115,12 @@ class ResultsTable(Callback):
             folder = Path(config.hydra.sweep.dir)
             folder.mkdir(parents=True, exist_ok=True)
             row = {"overrides": " ".join(config.hydra.overrides.task), **job_return.return_value}
-            (folder / f"{config.hydra.job.num}.json").write_text(json.dumps(row))
+            (folder / _ROWS.replace("*", f"{config.hydra.job.num:06}")).write_text(json.dumps(row))
 
     def on_multirun_end(self, config: DictConfig, **_: Any) -> None:
         """Write and print the table; exit with 1 where a run failed."""
         folder = Path(config.hydra.sweep.dir)
-        files = sorted(folder.glob("*.json"), key=lambda path: int(path.stem))
-        rows = [json.loads(path.read_text()) for path in files]
+        rows = [json.loads(path.read_text()) for path in sorted(folder.glob(_ROWS))]
         if not rows:
             print("error: no run gave a result; is a list of values empty?", file=sys.stderr)
             sys.exit(1)

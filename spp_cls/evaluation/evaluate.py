@@ -123,9 +123,13 @@ def check_classes(net: SPPNet, source: ImageSource) -> None:
             "set data and data.root to the data set it was trained on"
         )
     known = net.config.class_names
-    if known is not None and known != source.class_names:
-        unknown = next(a for a, b in zip(source.class_names, known, strict=True) if a != b)
+    if known is not None and known != tuple(source.class_names):
+        place, (found, expected) = next(
+            (place, pair)
+            for place, pair in enumerate(zip(source.class_names, known, strict=True))
+            if pair[0] != pair[1]
+        )
         raise OtherClassesError(
-            f"class {unknown} of {source.root} is not among the checkpoint's; "
+            f"class {place} of {source.root} is {found}, and {expected} in the checkpoint; "
             "set data and data.root to the data set it was trained on"
         )

@@ -7,7 +7,8 @@ from torch import Tensor, nn
 
 from spp_cls.cli.errors import UserError
 from spp_cls.models.lrn import LocalResponseNorm
-from spp_cls.models.specs import SPECS, Conv, NetSpec, Norm
+from spp_cls.models.specs import PRESETS, SPECS, Conv, NetSpec, Norm
+from spp_cls.models.timm_models import PREFIX
 
 WindowedLayer = nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d
 
@@ -80,8 +81,17 @@ class Backbone(nn.Module):
 
     @property
     def first_conv(self) -> str:
-        """Name of the convolution that sees the image."""
-        return next(name for name, layer in self.named_modules() if isinstance(layer, nn.Conv2d))
+        """Name of the convolution that sees the image.
+
+        Raises:
+            UserError: if there is none; a backbone without them overrides this with its first layer's name.
+        """
+        found = next((name for name, layer in self.named_modules() if isinstance(layer, nn.Conv2d)), None)
+        if found is None:
+            raise UserError(
+                f"{type(self).__name__} has no convolution; override first_conv with its first layer's name"
+            )
+        return found
 
 
 def _side(value: int | tuple[int, ...]) -> int:
@@ -180,10 +190,10 @@ def register_backbone(name: str) -> Callable[[BackboneFactory], BackboneFactory]
     """Decorate a Backbone class, or a function, called with (in_chans, width): build_net and model.name know it.
 
     Raises:
-        UserError: if the name is that of a network of Table 1.
+        UserError: if the name is that of a network of Table 1 or of timm.
     """
-    if name in SPECS:
-        raise UserError(f"there is a network {name} already; register the backbone under another name")
+    if name in SPECS or name in PRESETS or name.startswith(PREFIX):
+        raise UserError(f"{name} is a name of another network; register the backbone under a name of its own")
 
     def register(factory: BackboneFactory) -> BackboneFactory:
         _FACTORIES[name] = factory

@@ -96,19 +96,19 @@ def get_timm_name(config: NetConfig) -> str:
 def create_config(name: str, **options: Any) -> NetConfig:
     """Return the configuration of a network; an option that is None or not given has its default.
 
-    For a network of timm, mean, std, input size and interpolation are what timm states for it.
+    For a network of timm, mean, std, input size and interpolation are what timm states for it. For other than three
+    input channels each has the average of the three means, and of the three std.
 
     Raises:
         UserError: as NetConfig does; or if timm has no such network.
     """
     given = {option: value for option, value in options.items() if value is not None}
-    if name.startswith(PREFIX):
-        found = find_preprocessing(name)
-        defaults = found._asdict()
-        if (in_chans := given.get("in_chans", 3)) != 3:
-            defaults |= {each: (sum(defaults[each]) / 3,) * in_chans for each in ("mean", "std")}
-        given = {**defaults, **given}
-    return NetConfig(name, **given)
+    of_timm = find_preprocessing(name)._asdict() if name.startswith(PREFIX) else {}
+    defaults: dict[str, Any] = {"mean": IMAGENET_MEAN, "std": (1.0,) * 3, **of_timm}
+    in_chans = given.get("in_chans", 3)
+    if isinstance(in_chans, int) and in_chans != 3:
+        defaults |= {each: (sum(defaults[each]) / 3,) * in_chans for each in ("mean", "std")}
+    return NetConfig(name, **{**defaults, **given})
 
 
 def describe_for_timm(config: NetConfig, backbone: Backbone) -> dict[str, Any]:

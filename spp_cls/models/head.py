@@ -75,9 +75,12 @@ class Head(nn.Module):
         if isinstance(self.classifier, nn.Linear):
             init_layer(self.classifier, "paper", bias=0.0)
 
-    def reset_classifier(self, num_classes: int) -> None:
-        """Put a new classifier in place of the old one, where that is; with 0 classes, none."""
-        parameter = next(iter(self.parameters()), None)
+    def reset_classifier(self, num_classes: int, like: Tensor | None = None) -> None:
+        """Put a new classifier in place of the old one; with 0 classes, none.
+
+        It has the device and dtype of the head's parameters, or of `like` if the head has none.
+        """
+        parameter = next(iter(self.parameters()), like)
         classifier = _create_classifier(self.hidden_size, num_classes)
         self.classifier = classifier if parameter is None else classifier.to(parameter.device, parameter.dtype)
         self.init_classifier()

@@ -12,7 +12,7 @@ from spp_cls.models.backbone import Backbone, create_backbone, scale_width
 from spp_cls.models.config import NetConfig, create_config, describe_for_timm
 from spp_cls.models.head import Head
 from spp_cls.models.pyramid import AveragePool, Pooling, SpatialPyramidPool
-from spp_cls.models.specs import BASELINE_LEVELS, HIDDEN
+from spp_cls.models.specs import BASELINE_LEVELS, HIDDEN, PRESETS
 from spp_cls.models.timm_backbone import TimmBackbone
 from spp_cls.models.timm_models import PREFIX
 
@@ -34,10 +34,7 @@ class SPPNet(nn.Module):
 
     def __init__(self, backbone: Backbone, pool: Pooling, head: Head, config: NetConfig | None = None) -> None:
         super().__init__()
-        self.config = config or NetConfig(
-            type(backbone).__name__, "avg" if isinstance(pool, AveragePool) else "spp", head.num_classes, pool.levels,
-            head.hidden, drop_rate=head.drop_rate,
-        )  # fmt: skip
+        self.config = config or _describe_parts(backbone, pool, head)
         self.backbone = backbone
         self.pool = pool
         self.head = head
@@ -116,12 +113,21 @@ class SPPNet(nn.Module):
         if global_pool is not None:
             raise UserError("SPP-nets have no global pooling to change; give levels to build_net instead")
         self.config = replace(self.config, num_classes=num_classes, class_names=None)
-        self.head.reset_classifier(num_classes)
+        self.head.reset_classifier(num_classes, like=next(self.backbone.parameters(), None))
 
     def init_weights(self, init: str) -> None:
         """Set the first weights, of `model.init`."""
         self.backbone.init_weights(init)
         self.head.init_weights(init)
+
+
+def _describe_parts(backbone: Backbone, pool: Pooling, head: Head) -> NetConfig:
+    first = backbone.get_submodule(backbone.first_conv)
+    return create_config(
+        type(backbone).__name__, pooling="avg" if isinstance(pool, AveragePool) else "spp", levels=pool.levels,
+        num_classes=head.num_classes, hidden=head.hidden, drop_rate=head.drop_rate,
+        in_chans=first.in_channels if isinstance(first, nn.Conv2d) else None,
+    )  # fmt: skip
 
 
 def create_net(config: NetConfig, pretrained: bool = False) -> SPPNet:
@@ -167,9 +173,6 @@ def warn_of_levels(config: NetConfig, sizes: Sequence[ImageSize]) -> str | None:
         f"model.levels={list(config.levels)} more bins, which then share cells; set smaller levels or larger sizes"
     )
 
-
-# Names for a network of Table 1 with options: a narrow one for demos and tests.
-PRESETS: dict[str, tuple[str, dict[str, Any]]] = {"zf5_tiny": ("zf5", {"width": 0.25})}
 
 # What networks of timm have where nothing else is said: a linear classifier, and levels for maps of 7 x 7 cells.
 _TIMM_DEFAULTS: dict[str, Any] = {"levels": (4, 2, 1), "hidden": (), "init": "kaiming"}

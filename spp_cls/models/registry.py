@@ -6,9 +6,9 @@ from typing import Any, Literal
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
-from spp_cls.models.config import ANY_NET, IMAGENET_MEAN, describe_for_timm
-from spp_cls.models.net import PRESETS, SPPNet, build_net
-from spp_cls.models.specs import SPECS
+from spp_cls.models.config import ANY_NET, describe_for_timm
+from spp_cls.models.net import SPPNet, build_net
+from spp_cls.models.specs import PRESETS, SPECS
 
 # register_model looks up the metadata of its entry points under this name.
 default_cfgs: dict[str, Any] = {}
@@ -19,9 +19,6 @@ def _create_entry_point(name: str, pooling: Literal["spp", "avg", "none"], varia
         # timm fills in the channels and, for a network of fixed input size, the size; img_size is its name for it.
         if img_size is not None:
             options["input_size"] = img_size if isinstance(img_size, int) else img_size[0]
-        in_chans = options.get("in_chans", 3)
-        if in_chans != 3:
-            options.setdefault("mean", (sum(IMAGENET_MEAN) / 3,) * in_chans)
         return build_net(name, pooling, **options)
 
     def create(pretrained: bool = False, **options: Any) -> SPPNet:

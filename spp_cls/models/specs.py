@@ -1,6 +1,7 @@
 """Table 1 of the paper as data, and each choice that the paper leaves open."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,9 @@ _OVERFEAT7 = replace(
 )
 
 SPECS = {spec.name: spec for spec in (_ZF5, _CONVNET5, _OVERFEAT5, _OVERFEAT7)}
+
+# Names for a network of Table 1 with options: a narrow one for demos and tests.
+PRESETS: dict[str, tuple[str, dict[str, Any]]] = {"zf5_tiny": ("zf5", {"width": 0.25})}
 
 # Units of each of the two hidden fc layers.
 HIDDEN = 4096

@@ -153,9 +153,11 @@ class FilterPictures(EpochPicture):
 
     name = "first_conv/filters"
 
-    def draw(self, trainer: pl.Trainer, module: LitClassifier) -> Tensor:
-        """Draw the filters as a grid."""
-        return draw_filters(module.net)
+    def draw(self, trainer: pl.Trainer, module: LitClassifier) -> Tensor | None:
+        """Draw the filters as a grid, if the first layer is a convolution."""
+        backbone = module.net.backbone
+        is_conv = isinstance(backbone.get_submodule(backbone.first_conv), nn.Conv2d)
+        return draw_filters(module.net) if is_conv else None
 
 
 def draw_filters(net: SPPNet) -> Tensor:

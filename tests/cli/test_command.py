@@ -12,7 +12,7 @@ import pytest
 from spp_cls.cli.command import compose_checked, read_keys
 from spp_cls.cli.errors import UserError, format_error
 from spp_cls.cli.keys import TrainKeys
-from spp_cls.cli.sweep import set_run_folders
+from spp_cls.cli.sweep import RunFolders, set_run_folders
 from spp_cls.cli.targets import call_target
 from spp_cls.data import ImageNetDataModule
 from spp_cls.data.transforms.sizes import list_sizes
@@ -188,16 +188,33 @@ def test_the_traceback_of_a_worker_is_left_out() -> None:
 @pytest.mark.parametrize(
     ("arguments", "folders", "added"),
     [
-        (["seed=0,1"], ["runs/a", "runs/a"], ["run_folder='runs/${name}/seed=${seed}'"]),
-        (["seed=0,1", "run_folder=b"], ["b", "b"], ["run_folder='b/seed=${seed}'"]),
-        (["seed=0,1"], ["runs/a-0", "runs/a-1"], None),
+        (["seed=0,1"], [("runs/${name}", "runs/a")] * 2, ["run_folder='runs/${name}/seed=${seed}'"]),
+        (["seed=0,1", "run_folder=b"], [("b", "b")] * 2, ["run_folder='b/seed=${seed}'"]),
+        (["seed=0,1"], [("runs/${name}", "runs/a-0"), ("runs/${name}", "runs/a-1")], None),
+        # An experiment's own.
+        (
+            ["optimizer.lr=1,2"],
+            [("r/mini/${name}", "r/mini/a")] * 2,
+            ["run_folder='r/mini/${name}/optimizer.lr=${optimizer.lr}'"],
+        ),
+        # Experiments with folders of their own, which are not those of both.
+        (
+            ["experiment=a,b", "seed=0,1"],
+            [("r/a/x", "r/a/x"), ("r/b/x", "r/b/x")] * 2,
+            ["run_folder='runs/${name}/experiment=${hydra:runtime.choices.experiment}/seed=${seed}'"],
+        ),
         # The values are the sweeper's to find.
-        (["model=glob(*)"], ["runs/a"], ["run_folder='runs/${name}/model=${hydra:runtime.choices.model}'"]),
-        (["seed=0"], ["runs/a"], None),
+        (
+            ["model=glob(*)"],
+            [("runs/${name}", "runs/a")],
+            ["run_folder='runs/${name}/model=${hydra:runtime.choices.model}'"],
+        ),
+        (["seed=0"], [("runs/${name}", "runs/a")], None),
     ],
 )
 def test_each_run_of_several_has_a_folder_of_its_own(
-    arguments: list[str], folders: list[str], added: list[str] | None
+    arguments: list[str], folders: list[tuple[str, str]], added: list[str] | None
 ) -> None:
+    runs = [RunFolders(*each) for each in folders]
     kept = arguments if added is None else [each for each in arguments if not each.startswith("run_folder")] + added
-    assert set_run_folders(CONF, ["--multirun", *arguments], folders) == ["--multirun", *kept]
+    assert set_run_folders(CONF, ["--multirun", *arguments], runs) == ["--multirun", *kept]

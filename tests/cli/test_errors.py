@@ -1,6 +1,8 @@
 """However a command ends, the user reads one line; a traceback is for those who ask for it."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +129,39 @@ def test_an_interrupt_is_none(tmp_path: Path) -> None:
 
     with pytest.raises(KeyboardInterrupt):
         end_in_one_line(interrupt, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("number", "program", "status", "line"),
+    [
+        (2, "import time; print('begun', flush=True); time.sleep(60)", 130, "interrupted\n"),
+        # More than a pipe holds; and so little that Python would write it at its end.
+        (None, "print('begun'); print('x' * 1_000_000)", 141, ""),
+        (None, "input(); print('begun')", 141, ""),
+        (None, "raise BrokenPipeError(32, 'Broken pipe')", 2, "error: unexpected error: BrokenPipeError: "),
+    ],
+)
+def test_a_command_that_is_interrupted_or_not_read_ends_quietly(
+    number: int | None, program: str, status: int, line: str
+) -> None:
+    program = f"from spp_cls.cli.arguments import run_tool\ndef main(arguments):\n    {program}\nrun_tool(main, [])"
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", program], **pipes, text=True) as process:
+        assert process.stdin
+        assert process.stdout
+        assert process.stderr
+        if "'begun'" in program and "input()" not in program:
+            process.stdout.read(1)
+        if status != 2:
+            process.stdout.close()
+        if number:
+            process.send_signal(number)
+        process.stdin.write("\n" * ("input()" in program))
+        process.stdin.close()
+        printed = process.stderr.read()
+    assert process.returncode == status, printed
+    assert printed.startswith(line)
+    assert len(printed.splitlines()) == bool(line)
 
 
 def test_a_log_that_cannot_be_written(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -36,6 +36,11 @@ from spp_cls.cli.targets import bind_target, call_target
         ({}, dict[str, Any], True),
         ([], dict[str, Any], False),
         (object(), Any, True),
+        # As YAML can write them.
+        ([1, 2], tuple, True),
+        ("ab", tuple, False),
+        ("a/b", Path, True),
+        (3, Path, False),
     ],
 )
 def test_types(value: object, hint: Any, expected: bool) -> None:

@@ -144,10 +144,13 @@ def test_a_sweep_leaves_out_runs_of_other_data_sets(image_folder: Path, tmp_path
     more = ("data=imagefolder", "data.root=images", "data.num_workers=0", "protocol=[crop1]", "out=rows.csv")
     result = command("eval.py", "ckpt=runs", *more)
     assert [each["checkpoint"] for each in rows_of(result)] == ["runs/mine/best.ckpt"]
-    assert "not tested: runs/other/best.ckpt, as class red of images/val is not among the checkpoint's" in result.stderr
+    assert (
+        "not tested: runs/other/best.ckpt, as class 2 of images/val is red, and grey in the checkpoint;"
+        in result.stderr
+    )
     # What is named must fit, and so must one of a folder.
     for ckpt in ("ckpt=[runs/mine/best.ckpt,runs/other/best.ckpt]", "ckpt=runs/other"):
-        assert "class red of images/val is not among" in error_of(command("eval.py", ckpt, *more))
+        assert "class 2 of images/val is red, and grey in the checkpoint" in error_of(command("eval.py", ckpt, *more))
     assert len(read_csv(tmp_path / "rows.csv")) == 1
 
 

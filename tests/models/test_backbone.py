@@ -123,8 +123,9 @@ def test_layers_without_one_geometry_are_refused() -> None:
 
 
 def test_a_registered_backbone_is_a_network_of_build_net() -> None:
-    with pytest.raises(UserError, match="there is a network zf5 already"):
-        register_backbone("zf5")
+    for name in ("zf5", "zf5_tiny", "timm/mine"):
+        with pytest.raises(UserError, match=f"{name} is a name of another network"):
+            register_backbone(name)
 
     @register_backbone("test_chain")
     def create_chain(in_chans: int, width: float) -> Backbone:
@@ -136,3 +137,8 @@ def test_a_registered_backbone_is_a_network_of_build_net() -> None:
     assert net.backbone.bias_lr_scale == 1
     with pytest.raises(UserError, match=r"choose among zf5.*test_chain"):
         build_net("no_chain")
+
+
+def test_a_backbone_without_convolutions_names_its_first_layer() -> None:
+    with pytest.raises(UserError, match="Chain has no convolution; override first_conv"):
+        _ = Chain(nn.ReLU()).first_conv

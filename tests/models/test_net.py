@@ -8,10 +8,13 @@ from torch import nn
 from torch.nn import functional as F
 
 import spp_cls
-from spp_cls.models.backbone import PaperBackbone
-from spp_cls.models.net import PRESETS, NetConfig, create_net
-from spp_cls.models.pyramid import Pooling
-from spp_cls.models.specs import SPECS
+from spp_cls import UserError
+from spp_cls.models.backbone import PaperBackbone, create_backbone
+from spp_cls.models.config import create_config
+from spp_cls.models.head import Head
+from spp_cls.models.net import NetConfig, SPPNet, build_net, create_net
+from spp_cls.models.pyramid import Pooling, SpatialPyramidPool
+from spp_cls.models.specs import PRESETS, SPECS
 
 # Parameters of each network with 1000 classes, written out from Table 1: kernels, biases, and fc layers of 4096.
 ZF5_CONVS = (49 * 3 * 96 + 96) + (25 * 96 * 256 + 256) + (9 * 256 * 384 + 384) + (9 * 384 * 384 + 384)
@@ -226,3 +229,31 @@ def test_the_configuration_of_parts_rebuilds_them(pool: Pooling, hidden: tuple[i
     images = torch.randn(2, 3, 90, 70)
     assert torch.equal(net(images), again(images))
     assert [layer.p for layer in again.modules() if isinstance(layer, nn.Dropout)] == [0.2] * len(hidden)
+
+
+def test_a_new_classifier_has_the_device_and_dtype_of_the_network() -> None:
+    net = build_net("zf5", width=0.05, num_classes=0, hidden=()).double()
+    net.reset_classifier(10)
+    assert net(torch.zeros(1, 3, 224, 224, dtype=torch.float64)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("name", ["zf5", "timm/resnet10t"])
+@pytest.mark.parametrize("channels", [1, 4])
+def test_other_input_channels_have_the_average_of_the_three(name: str, channels: int) -> None:
+    own, of_three = create_config(name, in_chans=channels), create_config(name)
+    assert own.mean == pytest.approx((sum(of_three.mean) / 3,) * channels)
+    assert own.std == pytest.approx((sum(of_three.std) / 3,) * channels)
+    with pytest.raises(UserError, match=r"model\.in_chans is a whole number"):
+        create_config(name, in_chans=str(channels))
+
+
+def test_both_registries_agree_on_input_channels() -> None:
+    options = {"in_chans": 1, "num_classes": 2, "hidden": (4,), "width": 0.05}
+    assert timm.create_model("zf5_spp", **options).config == build_net("zf5", **options).config
+
+
+def test_parts_describe_themselves() -> None:
+    backbone = create_backbone("zf5", in_chans=4, width=0.05)
+    net = SPPNet(backbone, SpatialPyramidPool((2, 1)), Head(backbone.channels * 5, (), 3))
+    assert (net.config.in_chans, net.config.levels, net.config.hidden) == (4, (2, 1), ())
+    assert net.pretrained_cfg["input_size"] == (4, 224, 224)
