@@ -2,10 +2,13 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 from lightning_fabric import Fabric
+from lightning_fabric.utilities.rank_zero import rank_zero_only
 from omegaconf import DictConfig
 
 from spp_cls import UserError
@@ -16,8 +19,9 @@ from spp_cls.cli.terminal import format_table
 from spp_cls.data.loading.workers import count_workers
 from spp_cls.data.sources import identify_source, open_source
 from spp_cls.evaluation.csv_files import check_writable
-from spp_cls.evaluation.evaluate import OtherClassesError
-from spp_cls.evaluation.predictions import write_csv
+from spp_cls.evaluation.evaluate import NeedsSPPError, OtherClassesError
+from spp_cls.evaluation.predictions import Predictions, write_csv
+from spp_cls.evaluation.protocols import Protocol
 from spp_cls.evaluation.report import (
     TEST_KEY,
     choose_protocols,
@@ -26,6 +30,9 @@ from spp_cls.evaluation.report import (
     group_checkpoints,
 )
 from spp_cls.evaluation.rows import Row, append_csv, read_csv
+
+# Rows, and the predictions by protocol.
+Results = tuple[list[Row], dict[str, Predictions]]
 
 CONFIG_DIR = Path(__file__).parent.resolve() / "conf"
 
@@ -57,33 +64,48 @@ def test(keys: EvalKeys, cfg: DictConfig) -> None:
     # Others may have added rows between the readings of two processes.
     done = fabric.broadcast(done)
     workers = count_workers(keys.data.num_workers, fabric.world_size // keys.trainer.num_nodes)
+    test_members = partial(
+        evaluate_checkpoints, source=source, data=data, fabric=fabric, precision=keys.trainer.precision,
+        max_pixels=keys.max_pixels, num_workers=workers, timeout=keys.data.timeout, done=done,
+    )  # fmt: skip
+    # A folder may have runs of other data sets, and some without SPP. What is named must run all that is asked.
+    is_folder = isinstance(keys.ckpt, str) and len(paths) > 1 and not keys.ensemble
     rows: list[Row] = []
     left_out = 0
     for members in groups:
-        try:
-            new, predictions = evaluate_checkpoints(
-                members, protocols, source, data, fabric, precision=keys.trainer.precision, max_pixels=keys.max_pixels,
-                num_workers=workers, timeout=keys.data.timeout, done=done,
-            )  # fmt: skip
-        except OtherClassesError as error:
-            # A folder of runs may have some of other data sets; what is named, or averaged, must fit.
+        found = test_what_fits(test_members, members, protocols) if is_folder else test_members(members, protocols)
+        if found is None:
             left_out += 1
-            if keys.ensemble or not isinstance(keys.ckpt, str) or left_out == len(groups):
-                raise
-            if fabric.is_global_zero:
-                print(f"not tested: {members[0]}, as {error}", file=sys.stderr)
             continue
+        new, predictions = found
         rows += new
         if fabric.is_global_zero:
             if keys.out:
                 append_csv(new, keys.out)
             if keys.predictions and members is groups[-1]:
                 write_csv(predictions, source, keys.predictions)
+    if left_out == len(groups):
+        raise UserError(f"nothing below {keys.ckpt} can be tested like this; choose other data or protocols")
     if fabric.is_global_zero:
         header = ("checkpoint", "protocol", "views", "top-1 error %", "top-5 error %", "images")
         cells = [(r.checkpoint, r.protocol, r.views, r.top1_error, r.top5_error, r.images) for r in rows]
         print(format_table(header, cells))
         print(json.dumps({"rows": [asdict(row) for row in rows]}))
+
+
+def test_what_fits(
+    test_members: Callable[..., Results], members: list[Path], protocols: list[Protocol] | None
+) -> Results | None:
+    """Test a run of a folder under those of the protocols that it can run; say what it cannot, None if that is all."""
+    try:
+        return test_members(members, protocols)
+    except NeedsSPPError as error:
+        reason: UserError = error
+        rest = [protocol for protocol in protocols or () if protocol not in error.protocols]
+    except OtherClassesError as error:
+        reason, rest = error, []
+    rank_zero_only(print)(f"not tested: {members[0]}, as {reason}", file=sys.stderr)
+    return test_members(members, rest) if rest else None
 
 
 if __name__ == "__main__":

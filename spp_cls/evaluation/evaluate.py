@@ -22,6 +22,18 @@ class OtherClassesError(UserError):
     """The data set has other classes than a network was trained on."""
 
 
+class NeedsSPPError(UserError):
+    """A network without SPP cannot run `protocols`."""
+
+    def __init__(self, protocols: Sequence[Protocol], net: SPPNet) -> None:
+        names = ", ".join(protocol.name for protocol in protocols)
+        super().__init__(
+            f"{names} need{'s' * (len(protocols) == 1)} a net that takes any size; {net.config.name} without SPP runs "
+            "crop1, crop10, warp1"
+        )
+        self.protocols = protocols
+
+
 def evaluate(
     net: SPPNet | Sequence[SPPNet],
     source: ImageSource,
@@ -53,8 +65,8 @@ def evaluate(
         raise UserError(f"there are no images in {source.root} to test on; set data and data.root to others")
     nets = [net] if isinstance(net, SPPNet) else list(net)
     for each in nets:
-        check_protocols(each, chosen)
         check_classes(each, source)
+        check_protocols(each, chosen)
     (input_size,) = {each.config.input_size for each in nets}
     interpolation = nets[0].config.interpolation
     if any(each.config.interpolation != interpolation for each in nets):
@@ -99,13 +111,11 @@ def evaluate(
 
 
 def check_protocols(net: SPPNet, protocols: Sequence[Protocol]) -> None:
-    """Raise UserError if the network cannot run a protocol."""
+    """Raise UserError if the network cannot run a protocol: NeedsSPPError, if it is for the want of SPP."""
+    on_maps = [protocol for protocol in protocols if any(view.on_maps for view in protocol.views)]
+    if on_maps and not net.config.takes_any_size:
+        raise NeedsSPPError(on_maps, net)
     for protocol in protocols:
-        if not net.config.takes_any_size and any(view.on_maps for view in protocol.views):
-            raise UserError(
-                f"{protocol.name} needs a net that takes any size; "
-                f"{net.config.name} without SPP runs crop1, crop10, warp1"
-            )
         if not protocol.views:
             raise UserError(f"{protocol.name} has no views; give it one or more")
         input_size = net.config.input_size

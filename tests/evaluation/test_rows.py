@@ -138,6 +138,33 @@ def test_a_sweep_tells_data_sets_and_precisions_apart(tmp_path: Path, command: C
     assert test(*custom, "scales=[256]") == []
 
 
+def test_a_sweep_tests_each_network_under_the_protocols_that_it_can_run(
+    image_folder: Path, tmp_path: Path, command: Command
+) -> None:
+    write_checkpoint(tmp_path / "runs/a/best.ckpt", pooling="none", input_size=64, class_names=CLASSES)
+    write_checkpoint(tmp_path / "runs/b/best.ckpt", pooling="none", input_size=64, class_names=("x", "y", "z"))
+    write_checkpoint(tmp_path / "runs/c/best.ckpt", input_size=64, class_names=CLASSES)
+    more = ("data=imagefolder", "data.root=images", "data.num_workers=0", "protocol=[crop1,full1,map10]")
+    result = command("eval.py", "ckpt=runs", *more)
+    tested = [(each["checkpoint"], each["protocol"]) for each in rows_of(result)]
+    assert tested == [
+        ("runs/a/best.ckpt", "crop1"),
+        *(("runs/c/best.ckpt", name) for name in ("crop1", "full1", "map10")),
+    ]
+    lines = [line for line in result.stderr.splitlines() if line.startswith("not tested")]
+    assert "runs/a/best.ckpt, as full1, map10 need a net that takes any size" in lines[0]
+    assert "runs/b/best.ckpt, as class 0" in lines[1]
+    of_maps = [each.replace("[crop1,full1,map10]", "[full1]") for each in more]
+    shutil.rmtree(tmp_path / "runs/c")
+    refused = command("eval.py", "ckpt=runs", *of_maps)
+    assert (refused.returncode, refused.stderr.splitlines()[-1]) == (
+        1,
+        "error: nothing below runs can be tested like this; choose other data or protocols",
+    )
+    # What is named must run them all.
+    assert "full1, map10 need a net that takes any size" in error_of(command("eval.py", "ckpt=runs/a/best.ckpt", *more))
+
+
 def test_a_sweep_leaves_out_runs_of_other_data_sets(image_folder: Path, tmp_path: Path, command: Command) -> None:
     write_checkpoint(tmp_path / "runs/mine/best.ckpt", class_names=CLASSES)
     write_checkpoint(tmp_path / "runs/other/best.ckpt", class_names=("blue", "green", "grey"))
