@@ -8,6 +8,7 @@ import pytorch_lightning as pl
 from omegaconf import DictConfig
 
 from spp_cls.cli import command
+from spp_cls.cli.errors import UserError
 from spp_cls.cli.keys import TrainKeys
 from spp_cls.cli.targets import import_plugins
 from spp_cls.data import ImageNetDataModule
@@ -41,6 +42,8 @@ def build(keys: TrainKeys) -> tuple[NetConfig, ImageNetDataModule, OptimizerFact
     )  # fmt: skip
     check_sizes(config, data.possible_shapes.all)
     create_loggers(keys.logger)
+    if "spawn" in keys.trainer.strategy:
+        raise UserError("trainer.strategy: loggers and locks of a run cannot be sent to spawned processes; set ddp")
     check_names(keys.name, keys.run_folder)
     schedule = create_schedule(keys.schedule, keys.trainer.max_epochs)
     return config, data, create_factory(keys.optimizer), schedule, create_loss(keys.loss)

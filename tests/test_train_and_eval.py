@@ -257,7 +257,8 @@ def test_a_global_batch_that_does_not_divide(image_folder: Path, command: Comman
         ("trainer.precision=half", "error: trainer.precision is 32-true or bf16-mixed or 16-mixed or "),
         # Its weights are not float32, and the images are.
         ("trainer.precision=bf16-true", "error: trainer.precision is 32-true or bf16-mixed or 16-mixed or "),
-        ("trainer.accelerator=abacus", "error: trainer: "),
+        ("trainer.accelerator=abacus", "error: trainer.accelerator is auto or gpu or cuda or cpu, not 'abacus'"),
+        ("trainer.accelerator=mps", "error: trainer.accelerator is auto or gpu or cuda or cpu, not 'mps'"),
         ("trainer.devices=-3", "error: trainer.devices is "),
         ("trainer.devices=many", "error: trainer: "),
     ],

@@ -30,6 +30,9 @@ _DISK_ERRORS = _FULL_DISK | {
 # Hydra's variable for whole tracebacks. Processes that a command starts inherit it.
 _FULL_ERROR = "HYDRA_FULL_ERROR"
 
+# What torch says where another process of the same run has ended, which says why itself.
+_LOST_PROCESS = ("Connection closed by peer", "Connection reset by peer", "remote process exited")
+
 # What torch says on a CPU and on a GPU.
 _OUT_OF_MEMORY = ("can't allocate memory", "out of memory")
 
@@ -111,6 +114,8 @@ def catch_errors(action: Callable[[], Returned], log_folder: Path | None = None)
                 "trainer.accumulate_grad_batches, test with a smaller max_pixels"
             )
             raise FailedError(reason) from error
+        if isinstance(error, RuntimeError) and any(words in str(error) for words in _LOST_PROCESS):
+            raise FailedError("another process of this command has ended, and says why above or below") from error
         raise FailedError(f"unexpected error: {_summarise(error)}; {_log(error, log_folder)}", status=2) from error
 
 

@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
@@ -19,11 +20,18 @@ NODES: Node = {"least": 1, "most": 1_000_000}
 WORKERS: Node = {"least": 0, "most": 1024}
 # Up to a month: the system's clocks refuse centuries.
 SECONDS: Node = {"least": 0, "most": 2_592_000}
+# Apple's GPU is none of them: in some versions of torch its pooling has other bins, without a word (pytorch#190064).
+ACCELERATORS: Node = {"words": ("auto", "gpu", "cuda", "cpu")}
 # Those whose weights are float32, as the images are; the last three are older names of the first ones.
 PRECISIONS: Node = {"words": ("32-true", "bf16-mixed", "16-mixed", "32", "bf16", "16")}
 
 # For names that become part of a path: timm/resnet50 is a network, not a folder.
 OmegaConf.register_new_resolver("file_name", lambda text: str(text).replace("/", "-"), replace=True)
+
+
+def choose_accelerator(name: str) -> str:
+    """Return what Lightning calls the accelerator of a name of ACCELERATORS, whose auto and gpu may be Apple's GPU."""
+    return {"auto": "cpu", "gpu": "cuda"}.get(name, name) if torch.backends.mps.is_available() else name
 
 
 @dataclass
@@ -66,10 +74,13 @@ class DataKeys(SourceKeys):
 class DeviceKeys:
     """The processes and devices of a command; devices is a number, a list of device numbers, or auto."""
 
-    accelerator: str = key()
+    accelerator: str = key(**ACCELERATORS)
     devices: Any = key(**DEVICES)
     num_nodes: int = key(**NODES)
     precision: str = key(**PRECISIONS)
+
+    def __post_init__(self) -> None:
+        self.accelerator = choose_accelerator(self.accelerator)
 
 
 @dataclass

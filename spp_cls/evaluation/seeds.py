@@ -8,7 +8,8 @@ from dataclasses import dataclass
 # A row of eval.py's CSV file, as text.
 TextRow = Mapping[str, str]
 
-# Rows that agree in these differ in nothing but their seed, and in the epoch of their best checkpoint.
+# Rows that agree in these differ in their seed, and in the epoch of their best checkpoint. That one recipe trained them
+# is for the user to see to: docs/testing.md.
 CELL_KEY = (
     "data", "data_digest", "stored_side", "networks", "net", "width", "pooling", "levels", "sizes", "input_size",
     "precision", "protocol",

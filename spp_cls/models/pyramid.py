@@ -40,7 +40,12 @@ class SpatialPyramidPool(nn.Module):
         return sum(n * n for n in self.levels)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Pool N x C x H x W maps, H and W at least 1."""
+        """Pool N x C x H x W maps, H and W at least 1.
+
+        Raises:
+            UserError: if they are on Apple's GPU.
+        """
+        _check_device(maps.device.type)
         if maps.device.type == "cpu":
             # Torch's pooling takes many channels at once only in this layout, which is worth a copy.
             maps = maps.contiguous(memory_format=torch.channels_last)
@@ -87,7 +92,11 @@ def pool_windows(maps: Tensor, windows: Tensor, levels: Sequence[int]) -> Tensor
     `maps` are N x C x H x W. `windows` are K x 5 whole numbers: the map in the batch, then the first and last cell,
     x0, y0, x1, y1, both within the map. Gives K x (C * sum of n * n). Paper: appendix, "mapping a window to feature
     maps".
+
+    Raises:
+        UserError: if the maps are on Apple's GPU.
     """
+    _check_device(maps.device.type)
     # A maximum is exact in any type, and roi_pool has no bfloat16.
     dtype = torch.promote_types(maps.dtype, torch.float32)
     values, rois = maps.to(dtype), windows.to(dtype)
@@ -95,6 +104,12 @@ def pool_windows(maps: Tensor, windows: Tensor, levels: Sequence[int]) -> Tensor
     for n, finer in find_finer_levels(levels).items():
         grids[n] = F.max_pool2d(grids[finer], finer // n) if finer else _pool_level(values, rois, n)
     return torch.cat([grids[n].flatten(1) for n in levels], dim=1).to(maps.dtype)
+
+
+def _check_device(kind: str) -> None:
+    """Refuse Apple's GPU: in some versions of torch its pooling has other bins, without a word (pytorch#190064)."""
+    if kind == "mps":
+        raise UserError("the pyramid cannot be trusted on Apple's GPU (mps); move network and images to the CPU")
 
 
 def _pool_level(maps: Tensor, windows: Tensor, n: int) -> Tensor:

@@ -14,7 +14,7 @@ from lightning_fabric.utilities.rank_zero import rank_zero_only
 from spp_cls.cli.arguments import parse_keys, run_tool
 from spp_cls.cli.command import convert_lightning_errors
 from spp_cls.cli.errors import UserError
-from spp_cls.cli.keys import DEVICES, NODES, PRECISIONS, SECONDS, WORKERS
+from spp_cls.cli.keys import ACCELERATORS, DEVICES, NODES, PRECISIONS, SECONDS, WORKERS, choose_accelerator
 from spp_cls.cli.schema import key
 from spp_cls.cli.targets import import_plugins
 from spp_cls.cli.terminal import format_table
@@ -84,7 +84,7 @@ class Options:
     max_pixels: int | None = key(
         None, least=1, help=f"pixels of one pass; null: one image on CPUs, {MAX_PIXELS} on GPUs"
     )
-    accelerator: str = key("auto", name="trainer.accelerator", help="auto, gpu, cpu")
+    accelerator: str = key("auto", name="trainer.accelerator", **ACCELERATORS, help="what computes")
     devices: Any = key(
         1, name="trainer.devices", help="processes, one a device: a number, a list of devices, auto", **DEVICES
     )
@@ -102,7 +102,7 @@ def main(arguments: Sequence[str]) -> None:
     data = open_transfer_data(options.data, options.root, options.draws, options.train, options.test, options.seed)
     with convert_lightning_errors("trainer"):
         fabric = Fabric(
-            accelerator=options.accelerator, devices=options.devices, num_nodes=options.num_nodes,
+            accelerator=choose_accelerator(options.accelerator), devices=options.devices, num_nodes=options.num_nodes,
             precision=options.precision,  # type: ignore[arg-type]
         )  # fmt: skip
     folder = options.features or f"features/{data.name}-{facts.network_sha256[:12]}"

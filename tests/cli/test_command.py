@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from spp_cls.cli.command import compose_checked, read_keys
 from spp_cls.cli.errors import UserError, format_error
@@ -218,3 +219,15 @@ def test_each_run_of_several_has_a_folder_of_its_own(
     runs = [RunFolders(*each) for each in folders]
     kept = arguments if added is None else [each for each in arguments if not each.startswith("run_folder")] + added
     assert set_run_folders(CONF, ["--multirun", *arguments], runs) == ["--multirun", *kept]
+
+
+@pytest.mark.parametrize(
+    ("has_mps", "expected"), [(True, ["cpu", "cuda", "cuda", "cpu"]), (False, ["auto", "gpu", "cuda", "cpu"])]
+)
+def test_apples_gpu_is_never_chosen(has_mps: bool, expected: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: has_mps)
+    found = [
+        read_keys(compose_checked(CONF, "eval", ["ckpt=a", f"trainer.accelerator={name}"])).trainer.accelerator
+        for name in ("auto", "gpu", "cuda", "cpu")
+    ]
+    assert found == expected

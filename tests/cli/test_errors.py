@@ -104,6 +104,7 @@ def test_a_bug_in_a_small_command(tool: Tool, temporary_folder: Path, monkeypatc
         (OSError(28, "No space left on device", "x"), "cannot write x: No space left on device; free some space", 1),
         (OSError(36, "File name too long", "x"), "cannot use x: File name too long; choose another", 1),
         (OSError(71, "Protocol error"), "unexpected error: OSError: [Errno 71] Protocol error; the details", 2),
+        (RuntimeError("[gloo] Connection closed by peer [::1]"), "another process of this command has ended", 1),
         (RuntimeError("Caught KeyError in worker 0.\nTrace\nKeyError: 'a'"), "unexpected error: KeyError: 'a'; the", 2),
         (RuntimeError("one\ntwo"), "unexpected error: RuntimeError: one; the details are in ", 2),
         (ValueError(300 * "x"), f"unexpected error: ValueError: {185 * 'x'}...; the details", 2),

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from spp_cls import SpatialPyramidPool, pool_windows
-from spp_cls.models.pyramid import gather_gradient
+from spp_cls import SpatialPyramidPool, UserError, pool_windows
+from spp_cls.models.pyramid import _check_device, gather_gradient
 
 
 def bins_of(cells: int, n: int) -> list[tuple[int, int]]:
@@ -179,3 +179,8 @@ def test_windows_have_gradients_and_keep_the_type() -> None:
     windows = torch.tensor([[0, 1, 2, 6, 7], [1, 0, 0, 7, 8], [0, 3, 3, 3, 3]])
     assert torch.autograd.gradcheck(lambda values: pool_windows(values, windows, (3, 2, 1)), maps)
     assert pool_windows(maps.detach().bfloat16(), windows, (2,)).dtype == torch.bfloat16
+
+
+def test_apples_gpu_is_refused() -> None:
+    with pytest.raises(UserError, match=r"cannot be trusted on Apple's GPU"):
+        _check_device("mps")

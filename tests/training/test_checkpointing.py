@@ -152,9 +152,7 @@ def test_results_are_not_overwritten_unless_told(image_folder: Path, tmp_path: P
     )
     assert last.read_bytes() == before
     # A mistake costs no results.
-    assert error_of(command("train.py", *RUN, "overwrite=true", "trainer.accelerator=abacus")).startswith(
-        "error: trainer: "
-    )
+    assert error_of(command("train.py", *RUN, "overwrite=true", "trainer.devices=many")).startswith("error: trainer: ")
     assert last.read_bytes() == before
     # Other keys, with which the run would not resume.
     result = command("train.py", *RUN, "overwrite=true", "seed=5", "data.batch_size=4")
