@@ -35,8 +35,11 @@ from spp_cls.data.sources.source import ImageSource
 from spp_cls.data.transforms.crops import resize
 from spp_cls.data.transforms.decode import Data, UndecodableImageError, decode
 
-ROWS_PER_BATCH = 1024
-IMAGES_PER_FILE = 32 * ROWS_PER_BATCH
+ROWS_PER_BATCH = 64
+IMAGES_PER_FILE = 512 * ROWS_PER_BATCH
+
+# Arrow's binary columns, one in each batch, hold less than 2 GiB.
+MOST_BYTES = (2**31 - 2) // ROWS_PER_BATCH
 
 # What an interrupted packing leaves: the start of its manifest, and a note beside each complete file.
 _UNFINISHED = "unfinished.json"
@@ -85,7 +88,8 @@ def pack(
     `name` is the name of the data set in results.
 
     Raises:
-        UserError: if an image cannot be decoded and `on_bad` is stop, or `out` holds something else.
+        UserError: if an image cannot be decoded, or has over MOST_BYTES, and `on_bad` is stop; or `out` holds
+            something else.
     """
     manifest: dict[str, Any] = {
         "format": 1,
@@ -128,7 +132,9 @@ def _is_packed(out: Path, manifest: Mapping[str, Any]) -> bool:
     for path, schema in ((out / MANIFEST, Manifest), (out / _UNFINISHED, _Unfinished)):
         if is_file(path):
             old = read_described(path, schema)
-            different = [key for key, value in manifest.items() if old.get(key) != value]
+            # Only what is still to be written must have batches of the same length.
+            expected = {**manifest, "rows_per_batch": old["rows_per_batch"]} if schema is Manifest else manifest
+            different = [key for key, value in expected.items() if old.get(key) != value]
             if different:
                 raise UserError(
                     f"{out} was packed with other {', '.join(different)}; remove it or choose another folder with out="
@@ -175,7 +181,7 @@ def _read_note(note_path: Path, path: Path) -> dict[str, Any] | None:
 
 
 def _read_row(source: PackSource, settings: PackSettings, index: int) -> Row | dict[str, str]:
-    """Return the row of an image, encoded again if asked for; its name and the reason if it is damaged."""
+    """Return the row of an image, encoded again if asked for; its name and the reason if it cannot be packed."""
     data, name = source.read(index), source.name(index)
     try:
         name.encode()
@@ -191,6 +197,9 @@ def _read_row(source: PackSource, settings: PackSettings, index: int) -> Row | d
         pixels = np.ascontiguousarray(resize(pixels, settings.min_side))
         # Photographs are usually stored with half the resolution of colour too.
         data = simplejpeg.encode_jpeg(pixels, quality=settings.quality, colorsubsampling="420")
+    if len(data) > MOST_BYTES:
+        reason = f"{source.location(index)} has {len(data):,} bytes, over the {MOST_BYTES:,} of a packed image"
+        return {"name": name, "reason": f"{reason}; encode it smaller, or all images with min_side="}
     return Row(data, int(source.labels[index]), name, pixels.shape[1], pixels.shape[0])
 
 
