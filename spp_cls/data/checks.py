@@ -1,6 +1,7 @@
 """Whether the settings of a data module fit each other and the trainer, before any data is read."""
 
 from spp_cls.cli.errors import UserError
+from spp_cls.data.sources.source import ImageSource, check_classes
 from spp_cls.data.transforms.augmentation import Augmentation
 from spp_cls.data.transforms.shapes import TrainingShapes
 
@@ -51,6 +52,17 @@ def check_batch(batch_size: int, num_chunks: int, mixes_pairs: bool, num_images:
         raise UserError(
             f"{num_images} training images do not fill a batch of {batch_size}; set a smaller data.batch_size"
         )
+
+
+def check_sources(train: ImageSource, val: ImageSource) -> None:
+    """Check that there are validation images, of the classes of the training images.
+
+    Raises:
+        UserError: if there are none, or the classes differ.
+    """
+    check_classes({"train": train, "val": val})
+    if not len(val):
+        raise UserError(f"there are no validation images in {val.root}")
 
 
 def check_limit(split: str, limit: int | float | None, count: int) -> None:

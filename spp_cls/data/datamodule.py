@@ -8,8 +8,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 
-from spp_cls.cli.errors import UserError
-from spp_cls.data.checks import check_batch, check_limit, check_options
+from spp_cls.data.checks import check_batch, check_limit, check_options, check_sources
 from spp_cls.data.loading.batch import Batch, finish_on_device, mix_batch
 from spp_cls.data.loading.dataset import CentreCrops, TrainingCrops, WholeImages
 from spp_cls.data.loading.device_images import CachedCrops, DeviceImages
@@ -128,17 +127,17 @@ class ImageNetDataModule(pl.LightningDataModule):
                 self.possible_shapes.choose(self.possible_shapes.largest[0], 0, self.trainer.max_epochs)
         else:
             self.check_batch(1)
-        if not len(self.val_source):
-            raise UserError(f"there are no validation images in {self.val_source.root}")
+            check_sources(self.train_source, self.val_source)
 
     def check_trainer(self, trainer: pl.Trainer) -> None:
         """Check that the images fill a batch of a trainer, and that its shares of an epoch leave a batch.
 
         Raises:
-            UserError: as check_batch does; or if limit_train_batches or limit_val_batches leave none.
+            UserError: as check_batch and check_sources do; or if limit_train_batches or limit_val_batches leave none.
         """
         num_chunks = find_placement(trainer).num_chunks
         self.check_batch(num_chunks)
+        check_sources(self.train_source, self.val_source)
         num_train = len(self.train_source) // self.batch_size * trainer.accumulate_grad_batches
         num_val = -(-(len(self.val_source) // trainer.world_size) // (self.batch_size // num_chunks))
         check_limit("train", trainer.limit_train_batches, num_train)

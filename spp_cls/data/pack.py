@@ -1,7 +1,7 @@
 """Pack a data set into a few Arrow files: python -m spp_cls.data.pack data.root=IN out=OUT [key=value ...]."""
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -16,7 +16,7 @@ from spp_cls.data.sources import Split, open_source
 from spp_cls.data.sources.identity import hash_file, name_source
 from spp_cls.data.sources.packed import PackedImages, read_manifest
 from spp_cls.data.sources.packing import PackSettings, PackSource, pack
-from spp_cls.data.sources.parquet import ParquetImages
+from spp_cls.data.sources.parquet import open_parquet
 
 SPLITS: tuple[Split, ...] = ("train", "val")
 
@@ -66,12 +66,11 @@ def main(arguments: Sequence[str]) -> None:
         return
     options = parse_keys(PackOptions, _convert_flag(arguments), _USAGE, _EXAMPLE)
     torch.set_num_threads(1)  # each thread of the pool works on an image of its own
-    sources: dict[str, PackSource] = {
-        split: ParquetImages(Path(options.root), split)
+    sources: Mapping[str, PackSource] = (
+        open_parquet(Path(options.root))
         if options.data == "parquet"
-        else open_source(options.data, options.root, split)
-        for split in SPLITS
-    }
+        else {split: open_source(options.data, options.root, split) for split in SPLITS}
+    )
     num_workers = count_cpus() if options.num_workers == "auto" else options.num_workers
     settings = PackSettings(options.min_side, options.quality)
     name = name_source(options.data, options.root, sources["train"])

@@ -31,7 +31,7 @@ from spp_cls.data.sources.packed import (
     read_manifest,
 )
 from spp_cls.data.sources.parquet import ParquetImages
-from spp_cls.data.sources.source import ImageSource
+from spp_cls.data.sources.source import ImageSource, check_classes
 from spp_cls.data.transforms.crops import resize
 from spp_cls.data.transforms.decode import Data, UndecodableImageError, decode
 
@@ -88,9 +88,10 @@ def pack(
     `name` is the name of the data set in results.
 
     Raises:
-        UserError: if an image cannot be decoded, or has over MOST_BYTES, and `on_bad` is stop; or `out` holds
-            something else.
+        UserError: if the splits have other classes, or `out` holds something else; if an image cannot be decoded, or
+            has over MOST_BYTES, and `on_bad` is stop.
     """
+    check_classes(sources)
     manifest: dict[str, Any] = {
         "format": 1,
         **settings._asdict(),

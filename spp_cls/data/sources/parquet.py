@@ -19,6 +19,20 @@ _MOST_CLASSES = 10_000_000
 _PREFIXES = {"train": ("train",), "val": ("validation", "valid", "val", "test")}
 
 
+def open_parquet(root: Path) -> dict[str, "ParquetImages"]:
+    """Open train and val for packing; classes without names are the numbers up to the largest label of both.
+
+    Raises:
+        UserError: as ParquetImages does.
+    """
+    sources = {split: ParquetImages(root, split) for split in _PREFIXES}
+    longest = max((source.class_names for source in sources.values()), key=len)
+    if all(source.class_names == _name_numbers(len(source.class_names)) for source in sources.values()):
+        for source in sources.values():
+            source.class_names = longest
+    return sources
+
+
 class ParquetImages:
     """A split of Parquet files below `root`, for packing: an ImageSource without `size`, fast only in order.
 
@@ -125,4 +139,8 @@ def _read_class_names(schema: Any, labels: NDArray[np.int64]) -> tuple[str, ...]
         return tuple(names)
     if not len(labels) or labels.max() >= _MOST_CLASSES:
         raise UserError("the Parquet files name no classes, and have no labels to count them by")
-    return tuple(str(number) for number in range(int(labels.max()) + 1))
+    return _name_numbers(int(labels.max()) + 1)
+
+
+def _name_numbers(count: int) -> tuple[str, ...]:
+    return tuple(str(number) for number in range(count))

@@ -1,11 +1,14 @@
 """What every data set offers to the rest of the package."""
 
+from collections.abc import Mapping
+from itertools import zip_longest
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from spp_cls.cli.errors import UserError
 from spp_cls.data.transforms.decode import Data
 
 Split = Literal["train", "val"]
@@ -42,3 +45,21 @@ class ImageSource(Protocol):
 
     def size(self, index: int) -> tuple[int, int]:
         """Return the width and height of an image."""
+
+
+def check_classes(sources: Mapping[str, Any]) -> None:
+    """Check that the splits of a data set have the same `class_names`, so that a label means one class.
+
+    Raises:
+        UserError: if they differ.
+    """
+    first, *others = sources
+    names = sources[first].class_names
+    for split in others:
+        for number, (name, other) in enumerate(zip_longest(names, sources[split].class_names)):
+            if name != other:
+                has = ["not there" if each is None else repr(each) for each in (name, other)]
+                raise UserError(
+                    f"class {number} is {has[0]} in {first} and {has[1]} in {split}; "
+                    "give both the same class names in the same order"
+                )
