@@ -84,9 +84,12 @@ def _check_aspect(width: int, height: int) -> None:
 def _convert_to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
-    if image.mode.startswith("I;16"):
-        # Pillow clips 16-bit grey to 255 instead of scaling it.
+    # Pillow clips deep grey to 255 instead of scaling it. That of PPM and PNG in 32 bits goes to 65535.
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG")):
         return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        kind = "32-bit" if image.mode == "I" else "floating-point"
+        raise ValueError(f"its {kind} pixels have no known range; convert them to 8 or 16 bits")
     if image.mode == "P" and "transparency" in image.info:
         return image.convert("RGBA").convert("RGB")
     return image.convert("RGB")
