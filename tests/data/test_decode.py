@@ -1,5 +1,8 @@
-"""Images of unusual depth."""
+"""Images of unusual depth, and Pillow's warnings."""
 
+import runpy
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -7,8 +10,10 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from spp_cls.data.loading.device_images import _count_pixels
 from spp_cls.data.sources.files import open_files
 from spp_cls.data.sources.packing import PackSettings, _read_row
+from spp_cls.data.transforms import decode as decode_module
 from spp_cls.data.transforms.decode import UndecodableImageError, decode
 from tests.data.test_transforms import encoded
 
@@ -52,3 +57,28 @@ def test_pixels_without_a_known_range_are_refused(values: NDArray[np.generic], m
     # Packing does the same, with the image's bytes unchanged or not.
     for settings in (PackSettings(), PackSettings(min_side=64)):
         assert _read_row(open_files([path]), settings, 0) == {"name": str(path), "reason": str(error.value)}
+
+
+def test_threads_leave_the_filters_of_warnings_as_they_are(tmp_path: Path) -> None:
+    path = tmp_path / "small.png"
+    Image.new("RGB", (9, 9)).save(path)
+    before = list(warnings.filters)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        _count_pixels(open_files([path] * 2000), 8)
+    finally:
+        sys.setswitchinterval(interval)
+    assert warnings.filters == before
+
+
+def test_only_warnings_of_pillow_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(Image.new("RGB", (40, 40)), "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        # As on its first import.
+        module = runpy.run_path(decode_module.__file__)
+        warnings.warn("the user's own", stacklevel=1)
+        module["decode"](data, "large")
+    assert [str(each.message) for each in seen] == ["the user's own"]

@@ -12,6 +12,10 @@ from PIL import Image
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.reading import check_regular
 
+# Pillow warns of damaged images, and of headers that claim an absurd size, before it refuses them. Not
+# catch_warnings: threads decode, and it would leave the filters of one to all.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
 Pixels = NDArray[np.uint8]
 
 # The bytes of an image file; an array if they are part of a larger, memory-mapped file.
@@ -47,8 +51,7 @@ def decode(data: Data, name: str, min_side: int | None = None) -> Pixels:
     except ValueError as error:
         refusal = str(error)
     try:
-        # Pillow warns of images whose header claims an absurd size, before it refuses them.
-        with warnings.catch_warnings(action="ignore"), Image.open(io.BytesIO(bytes(data)), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(bytes(data)), formats=FORMATS) as image:
             _check_aspect(*image.size)
             pixels = np.array(_convert_to_rgb(image))
     except Exception as error:  # a damaged file can make Pillow's parsers raise nearly anything
@@ -110,7 +113,7 @@ def read_size(path: Path) -> tuple[int, int]:
     """
     try:
         check_regular(path)
-        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return image.size
     except OSError as error:
         # Pillow's own, such as of an unknown format, have no number.
