@@ -54,15 +54,20 @@ def check_batch(batch_size: int, num_chunks: int, mixes_pairs: bool, num_images:
         )
 
 
-def check_sources(train: ImageSource, val: ImageSource) -> None:
-    """Check that there are validation images, of the classes of the training images.
+def check_sources(train: ImageSource, val: ImageSource, world_size: int) -> None:
+    """Check that each process has a validation image, of the classes of the training images.
 
     Raises:
-        UserError: if there are none, or the classes differ.
+        UserError: if there are fewer images than processes, or the classes differ.
     """
     check_classes({"train": train, "val": val})
     if not len(val):
         raise UserError(f"there are no validation images in {val.root}")
+    if len(val) < world_size:
+        raise UserError(
+            f"{len(val)} validation images do not give one to each of {world_size} processes; add images to "
+            f"{val.root} or use fewer devices"
+        )
 
 
 def check_limit(split: str, limit: int | float | None, count: int) -> None:

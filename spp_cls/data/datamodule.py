@@ -127,7 +127,7 @@ class ImageNetDataModule(pl.LightningDataModule):
                 self.possible_shapes.choose(self.possible_shapes.largest[0], 0, self.trainer.max_epochs)
         else:
             self.check_batch(1)
-            check_sources(self.train_source, self.val_source)
+            check_sources(self.train_source, self.val_source, 1)
 
     def check_trainer(self, trainer: pl.Trainer) -> None:
         """Check that the images fill a batch of a trainer, and that its shares of an epoch leave a batch.
@@ -137,7 +137,7 @@ class ImageNetDataModule(pl.LightningDataModule):
         """
         num_chunks = find_placement(trainer).num_chunks
         self.check_batch(num_chunks)
-        check_sources(self.train_source, self.val_source)
+        check_sources(self.train_source, self.val_source, trainer.world_size)
         num_train = len(self.train_source) // self.batch_size * trainer.accumulate_grad_batches
         num_val = -(-(len(self.val_source) // trainer.world_size) // (self.batch_size // num_chunks))
         check_limit("train", trainer.limit_train_batches, num_train)

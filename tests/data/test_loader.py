@@ -217,6 +217,19 @@ def test_mistakes(tmp_path: Path, options: dict[str, Any], message: str) -> None
         data_of(tmp_path, **options)
 
 
+def test_fewer_validation_images_than_processes(shared_image_folder: Path) -> None:
+    trainers = [
+        pl.Trainer(
+            accelerator="cpu", devices=devices, strategy="ddp", logger=False, enable_checkpointing=False,
+            enable_progress_bar=False, enable_model_summary=False,
+        )
+        for devices in (9, 12)
+    ]  # fmt: skip
+    ImageNetDataModule("imagefolder", str(shared_image_folder), batch_size=9).check_trainer(trainers[0])
+    with pytest.raises(spp_cls.UserError, match="9 validation images do not give one to each of 12 processes; add"):
+        ImageNetDataModule("imagefolder", str(shared_image_folder), batch_size=12).check_trainer(trainers[1])
+
+
 def test_images_that_do_not_fit_on_the_device(shared_image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = torch.empty
 
