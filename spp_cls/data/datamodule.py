@@ -208,9 +208,8 @@ class ImageNetDataModule(pl.LightningDataModule):
 
     @cached_property
     def _device_images(self) -> DeviceImages:
-        return DeviceImages(
-            self.train_source, compute_min_side(self.shapes.largest_size), self._place.device, self._num_workers
-        )
+        min_side = compute_min_side(self.shapes.largest_size)
+        return DeviceImages(self.train_source, min_side, self._place.device, self._num_workers, self.timeout)
 
     def val_dataloader(self) -> BatchLoader:
         """Return the loader of this process's shard of the validation images."""

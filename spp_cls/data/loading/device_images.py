@@ -15,6 +15,7 @@ from tqdm import tqdm
 from spp_cls.cli.errors import UserError
 from spp_cls.data.loading.batch import Batch, make_batch
 from spp_cls.data.loading.dataset import TrainingCrops, read_image
+from spp_cls.data.loading.loader import raise_worker_errors
 from spp_cls.data.loading.sampler import EpochIndex
 from spp_cls.data.sources.source import ImageSource
 from spp_cls.data.transforms.augmentation import Augmentation
@@ -43,10 +44,13 @@ class DeviceImages:
     """All images of a source at a min side, as uint8, one after the other in one buffer on a device.
 
     Raises:
-        UserError: if they do not fit.
+        UserError: if they do not fit, an image is larger than `source.size` says, a worker dies, or an image takes over
+            `timeout` seconds (0: no limit).
     """
 
-    def __init__(self, source: ImageSource, min_side: int, device: torch.device, num_workers: int) -> None:
+    def __init__(
+        self, source: ImageSource, min_side: int, device: torch.device, num_workers: int, timeout: float = 0
+    ) -> None:
         self.source = source
         self.damaged: dict[int, str] = {}
         self.sizes = np.zeros((len(source), 2), np.int64)
@@ -60,12 +64,21 @@ class DeviceImages:
                 f"{len(source):,} images at min side {min_side} take {gigabytes:.1f} GB, more than {device} has; "
                 "set data.cache=none"
             ) from error
-        loader = DataLoader(ResizedImages(source, min_side), batch_size=None, num_workers=num_workers)
-        for index, image in enumerate(tqdm(loader, unit=" images", desc="Decoding", file=sys.stdout)):
-            if isinstance(image, str):
-                self.damaged[index] = image
+        timeout = timeout if num_workers else 0
+        loader = DataLoader(ResizedImages(source, min_side), batch_size=None, num_workers=num_workers, timeout=timeout)
+        images = raise_worker_errors(iter(loader), source.root, timeout)
+        bar = tqdm(images, total=len(source), unit=" images", desc="Decoding", file=sys.stdout)
+        for index, image in enumerate(bar):
+            if isinstance(image, str) or not room[index]:
+                reason = f"cannot decode the image {source.location(index)}: its header is damaged"
+                self.damaged[index] = image if isinstance(image, str) else reason
                 continue
             height, width = image.shape[:2]
+            if height * width > room[index]:
+                raise UserError(
+                    f"{source.location(index)} is {width} x {height} pixels at min side {min_side}, more than the "
+                    "size() of its source leaves room for; mend size(), or set data.cache=none"
+                )
             self.sizes[index] = width, height
             self.pixels[self.starts[index] : self.starts[index] + width * height] = image.reshape(-1, 3).to(device)
 
