@@ -42,8 +42,13 @@ def _read_cached(source: ImageFiles) -> NDArray[np.int64]:
     found = listing.read_cache(cached, "changed", "sizes")
     if np.array_equal(found.get("changed", ()), changed):
         sizes = found["sizes"]
-        # Else a crafted or damaged one.
-        if sizes.dtype == np.int64 and sizes.shape == (len(source), 2) and sizes.min(initial=1) > 0:
+        # Else a crafted or damaged one. What is not an image has 0 x 0.
+        if (
+            sizes.dtype == np.int64
+            and sizes.shape == (len(source), 2)
+            and sizes.min(initial=0) >= 0
+            and np.array_equal(*(sizes == 0).T)
+        ):
             return sizes
     now = time.time_ns()
     sizes = _read_headers(source)
