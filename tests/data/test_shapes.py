@@ -159,6 +159,10 @@ class TestShapes:
         assert abs(resize_whole(pixels, (240, 480))[..., 1] - middle[:, left : left + 480, 1]).max() <= 2
         assert whole_width == 520
 
+    @pytest.mark.parametrize("width", [200, 500])
+    def test_augmentations_may_write_to_it(self, width: int) -> None:
+        assert resize_whole(np.zeros((100, width, 3), np.uint8), (112, 224)).flags.writeable
+
     @pytest.mark.parametrize("size", [(1, 3000), (3000, 1), (1, 1), (2, 3)])
     def test_any_image(self, size: tuple[int, int]) -> None:
         pixels = np.full((size[1], size[0], 3), 77, np.uint8)

@@ -119,4 +119,5 @@ def _resize_window_by_pillow(
     # The last product can miss the border by a rounding error, which Pillow refuses.
     box = (left * across, top * down, min(right * across, width), min(bottom * down, height))
     image = Image.fromarray(pixels)
-    return np.asarray(image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=box))
+    # A copy that augmentations may write to, as torch's is; Pillow's own memory is not.
+    return np.array(image.resize((right - left, bottom - top), Image.Resampling.BILINEAR, box=box))
