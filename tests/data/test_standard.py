@@ -224,6 +224,15 @@ class TestMixing:
         # The box is never larger than asked for, but for rounding its sides to pixels, and as large where it fits.
         assert min(shares, default=1) == pytest.approx(weight, abs=0.03 if weight else 0.5)
 
+    def test_images_of_a_whole_share_are_those_of_the_augmentation(self) -> None:
+        class Brighter(MixAugmentation):
+            def mix_pairs(self, images: Any, partners: Any, random: Any) -> Any:
+                return images + 1, 1.0
+
+        mixed = mix_batch(self.batch(), Brighter(), np.random.default_rng(0), 3)
+        assert torch.equal(mixed.images, self.images + 1)
+        assert mixed.targets is None
+
     def test_neighbours_are_mixed_and_labels_are_those_of_the_larger_share(self) -> None:
         partner = [1, 0, 3, 2, 5, 4]
         seen = {"mixup": 0, "cutmix": 0, "own": 0}

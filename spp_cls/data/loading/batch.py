@@ -128,7 +128,7 @@ def mix_batch(batch: Batch, augmentation: Augmentation, random: np.random.Genera
     """
     images, share = augmentation.mix_pairs(batch.images, _swap_neighbours(batch.images), random)
     if share == 1:
-        return batch
+        return batch._replace(images=images)
     other_labels = _swap_neighbours(batch.labels)
     own, other = (F.one_hot(labels, num_classes).float() for labels in (batch.labels, other_labels))
     labels = batch.labels if share >= 0.5 else other_labels
