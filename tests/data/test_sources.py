@@ -202,6 +202,24 @@ class PairOfImages:
         return 90, 70
 
 
+class ListOfNames(PairOfImages):
+    def __init__(self, root: Path, split: str) -> None:
+        super().__init__(root, split)
+        self.class_names = ["dark", "light"]  # type: ignore[assignment]
+
+
+class ListOfLabels(PairOfImages):
+    def __init__(self, root: Path, split: str) -> None:
+        super().__init__(root, split)
+        self.labels = [0, 1]  # type: ignore[assignment]
+
+
+class SmallLabels(PairOfImages):
+    def __init__(self, root: Path, split: str) -> None:
+        super().__init__(root, split)
+        self.labels = self.labels.astype(np.uint8)  # type: ignore[assignment]
+
+
 def open_nothing(root: Path, split: str) -> object:
     return [root, split]
 
@@ -231,6 +249,9 @@ def test_own_kind(tmp_path: Path) -> None:
         (f"{__name__}.WORDNET_IDS", r"data\.kind=.*WORDNET_IDS is not a class or function"),
         (f"{__name__}.write_image", r"data\.kind: "),
         (f"{__name__}.open_nothing", "returned a list without root, labels, class_names, name, .*ImageSource"),
+        (f"{__name__}.ListOfNames", r"whose class_names are not a tuple of texts; convert"),
+        (f"{__name__}.ListOfLabels", r"whose labels are not an int64 array, one for each of its 2 im"),
+        (f"{__name__}.SmallLabels", r"whose labels are not an int64 array"),
     ],
 )
 def test_mistakes_in_an_own_kind(tmp_path: Path, kind: str, message: str) -> None:

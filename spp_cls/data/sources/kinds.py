@@ -5,8 +5,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
+
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.reading import is_folder
+from spp_cls.cli.schema import has_type
 from spp_cls.cli.targets import call_bound, import_target
 from spp_cls.data.demo import draw_demo
 from spp_cls.data.sources.caltech import CALTECH, open_caltech
@@ -61,4 +64,12 @@ def _open_own(path: str, root: Path, split: Split) -> ImageSource:
             f"data.kind={path} returned a {type(source).__name__} without {', '.join(missing)}; "
             "it must return an ImageSource"
         )
+    names, labels = source.class_names, source.labels
+    is_array = isinstance(labels, np.ndarray) and labels.dtype == np.int64 and labels.shape == (len(source),)
+    for name, is_right, needed in (
+        ("class_names", isinstance(names, tuple) and has_type(names, tuple[str, ...]), "a tuple of texts"),
+        ("labels", is_array, f"an int64 array, one for each of its {len(source)} images"),
+    ):
+        if not is_right:
+            raise UserError(f"data.kind={path} returned a source whose {name} are not {needed}; convert them")
     return cast(ImageSource, source)
