@@ -1,4 +1,4 @@
-"""The sizes of the images of a large folder, cached between runs."""
+"""The sizes of the images of a large folder, cached between runs where there is a place for it."""
 
 import os
 from pathlib import Path
@@ -30,3 +30,15 @@ def test_an_unreadable_header_does_not_cost_the_others_their_cache(
         changed, sizes = stored["changed"], stored["sizes"]
     np.savez(cache, changed=changed, sizes=sizes * [[0, 1]])
     assert np.array_equal(read_image_sizes(source), expected)
+
+
+def test_a_user_without_a_home_has_no_cache(image_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find_no_home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", find_no_home)
+    monkeypatch.setattr(listing, "LEAST_CACHED", 1)
+    for folder in image_folder.glob("*/*"):
+        os.utime(folder, (1e9, 1e9))
+    assert len(read_image_sizes(open_source("imagefolder", image_folder, "train"))) == 24

@@ -110,6 +110,11 @@ def test_imagenet_of_kaggle(kaggle: Path) -> None:
     assert open_source("imagenet", kaggle, "val").class_names == ("n01", "n02", "n03")
 
 
+def test_a_hidden_folder_in_a_flat_val(kaggle: Path) -> None:
+    (kaggle / "ILSVRC/Data/CLS-LOC/val/.ipynb_checkpoints").mkdir()
+    assert listed(kaggle, "val") == EXPECTED_VAL
+
+
 def as_devkit(kaggle: Path) -> Path:
     """Turn it into train/ and val/ beside the devkit, with labels by ILSVRC id."""
     (kaggle / "LOC_val_solution.csv").unlink()

@@ -29,7 +29,8 @@ def open_imagenet(root: Path, split: Split) -> ImageFiles:
     if split == "train":
         classes = list_class_folders(folder)
         return open_class_folders(folder, classes, classes)
-    if any(entry.is_dir() for entry in os.scandir(folder)):
+    # Such as .ipynb_checkpoints.
+    if any(entry.is_dir() and not entry.name.startswith(".") for entry in os.scandir(folder)):
         return open_image_folder(images, "val")
     names = list_images(folder)
     try:

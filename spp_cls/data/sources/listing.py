@@ -76,15 +76,19 @@ def list_class_images(folder: Path, classes: Sequence[str]) -> tuple[NDArray[np.
     return names, counts
 
 
-def find_cache(kind: str, content: bytes) -> Path:
-    """Return the file in which something about `content`, a folder or a list of files, is cached."""
-    caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+def find_cache(kind: str, content: bytes) -> Path | None:
+    """Return the file in which something about `content`, a folder or a list of files, is cached; None for no cache."""
+    try:
+        caches = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    except RuntimeError:
+        # A user without a home, as in some containers.
+        return None
     return caches / "spp_cls" / f"{kind}-{hashlib.sha256(content).hexdigest()[:16]}.npz"
 
 
-def read_cache(path: Path, *names: str) -> dict[str, NDArray[Any]]:
+def read_cache(path: Path | None, *names: str) -> dict[str, NDArray[Any]]:
     """Return the arrays of a cache by these names; none if there is no cache, or it is damaged."""
-    if not is_file(path):
+    if path is None or not is_file(path):
         return {}
     try:
         # Without pickles, which is NumPy's default.
@@ -96,7 +100,7 @@ def read_cache(path: Path, *names: str) -> dict[str, NDArray[Any]]:
     return found if all(isinstance(array, np.ndarray) and array.ndim for array in found.values()) else {}
 
 
-def _read_list(path: Path) -> dict[str, NDArray[Any]]:
+def _read_list(path: Path | None) -> dict[str, NDArray[Any]]:
     """Return a list of images that was cached; nothing if there is none, or it is not whole."""
     found = read_cache(path, "classes", "changed", "names", "counts")
     if not found:
@@ -105,8 +109,10 @@ def _read_list(path: Path) -> dict[str, NDArray[Any]]:
     return found if is_list and found["counts"].sum() == len(found["names"]) else {}
 
 
-def write_cache(path: Path, **arrays: NDArray[np.generic]) -> None:
-    """Write arrays to a cache, if it can be written."""
+def write_cache(path: Path | None, **arrays: NDArray[np.generic]) -> None:
+    """Write arrays to a cache, if there is one and it can be written."""
+    if path is None:
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with replace_atomically(path) as unfinished:
