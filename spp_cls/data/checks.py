@@ -1,28 +1,25 @@
 """Whether the settings of a data module fit each other and the trainer, before any data is read."""
 
 from spp_cls.cli.errors import UserError
+from spp_cls.cli.schema import has_type
 from spp_cls.data.sources.source import ImageSource, check_classes
 from spp_cls.data.transforms.augmentation import Augmentation
 from spp_cls.data.transforms.shapes import TrainingShapes
 
 
-def check_options(timeout: float, cache: str, shapes: TrainingShapes, augmentation: Augmentation) -> None:
-    """Check settings, and that training images can be cached and augmented as they say.
+def check_options(cache: str, shapes: TrainingShapes, augmentation: Augmentation) -> None:
+    """Check that training images can be cached and augmented as the settings say.
 
     Raises:
-        UserError: if one is out of range, or two do not fit.
+        UserError: if two settings do not fit, or the seed is wrong.
     """
-    if cache not in ("none", "device"):
-        raise UserError(f"data.cache is none or device, not {cache!r}")
     if cache == "device" and not augmentation.can_crop_on_device:
         raise UserError(
             "data.cache=device works with augmentations that only crop, flip and shift colours, such as the "
             "paper's; set data.cache=none"
         )
-    if timeout < 0:
-        raise UserError(f"data.timeout is a number of seconds from 0, not {timeout}")
-    if shapes.seed < 0:
-        raise UserError(f"seed is a whole number from 0, not {shapes.seed}")
+    if not has_type(shapes.seed, int) or shapes.seed < 0:
+        raise UserError(f"seed is a whole number from 0, not {shapes.seed!r}")
     if shapes.has_whole_images and cache == "device":
         raise UserError(f"data.cache=device makes crops only; set data.cache=none for shape={shapes.kind}")
     if shapes.has_whole_images and not augmentation.takes_whole_images:

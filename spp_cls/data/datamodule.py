@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 
+from spp_cls.cli.keys import DataKeys
+from spp_cls.cli.schema import check_fields
 from spp_cls.data.checks import check_batch, check_limit, check_options, check_sources
 from spp_cls.data.loading.batch import Batch, finish_on_device, mix_batch
 from spp_cls.data.loading.dataset import CentreCrops, TrainingCrops, WholeImages
@@ -28,7 +30,7 @@ from spp_cls.data.transforms.buckets import sort_into_buckets
 from spp_cls.data.transforms.crops import compute_min_side
 from spp_cls.data.transforms.randomness import Purpose, create_generator
 from spp_cls.data.transforms.shapes import TrainingShapes
-from spp_cls.models.config import IMAGENET_MEAN
+from spp_cls.models.config import IMAGENET_MEAN, create_config
 
 _log = logging.getLogger(__name__)
 
@@ -45,9 +47,10 @@ class ImageNetDataModule(pl.LightningDataModule):
     `num_workers` is as in count_workers; `timeout` limits the seconds for reading a batch (0: no limit). With `cache`
     device, all training images are kept decoded on the device. `sizes` is as in choose_size, `shape` one of
     transforms.shapes.KINDS. `augmentation` may also be a function, as ImageAugmentation.augment; one that mixes
-    pairs of images needs even chunks. Pixels of 0..255 become (pixels - mean) / std. Validation images are resized with
-    `interpolation`, bilinear or bicubic; augmentations have their own. Batches are float N x 3 x height x width: square
-    crops, or whole images of one aspect; in validation N x 3 x crop x crop, each image once.
+    pairs of images needs even chunks. `crop` is the network's input_size. Pixels of 0..255 become
+    (pixels - mean) / std. Validation images are resized with `interpolation`, bilinear or bicubic; augmentations have
+    their own. Batches are float N x 3 x height x width: square crops, or whole images of one aspect; in validation
+    N x 3 x crop x crop, each image once.
 
     Raises:
         UserError: if the data set is not laid out as its kind says, or too small for a batch, or an argument is wrong.
@@ -71,26 +74,28 @@ class ImageNetDataModule(pl.LightningDataModule):
         shape: str = "crop",
     ) -> None:
         super().__init__()
+        check_fields(DataKeys(kind, str(root), num_workers, timeout, batch_size, cache), "data.")
+        # Those of every network, whose configuration checks them.
+        network = create_config("zf5", input_size=crop, mean=mean, std=std, interpolation=interpolation)
         self.kind = kind
         self.root = root
         self.batch_size = batch_size
         self.num_workers = num_workers
         self.timeout = timeout
         self.cache = cache
-        self.crop = crop
+        self.crop = network.input_size
         self.sizes = sizes
         self.augmentation = convert_to_augmentation(augmentation)
-        self.mean = tuple(mean)
-        self.std = tuple(std)
-        self.interpolation = interpolation
+        self.mean = network.mean
+        self.std = network.std
+        self.interpolation = network.interpolation
         self.seed = seed
         self.replaced: set[str] = set()
         # Checkpoints carry them, so that results can say what a network was trained on.
         self.save_hyperparameters("sizes", "shape", "seed", logger=False)
-        count_workers(num_workers)
         # Those of every aspect; of the images that there are: `shapes`.
-        self.possible_shapes = TrainingShapes(sizes, crop, seed, shape)
-        check_options(timeout, cache, self.possible_shapes, self.augmentation)
+        self.possible_shapes = TrainingShapes(sizes, self.crop, seed, shape)
+        check_options(cache, self.possible_shapes, self.augmentation)
 
     @cached_property
     def shapes(self) -> TrainingShapes:

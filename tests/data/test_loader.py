@@ -210,11 +210,27 @@ def test_number_of_workers() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "message"), [({"cache": "disk"}, r"data\.cache is none or device"), ({"timeout": -1}, r"data\.timeout")]
+    ("options", "message"),
+    [
+        ({"cache": "disk"}, r"data\.cache is none or device"),
+        ({"timeout": -1}, r"data\.timeout is a number from 0"),
+        ({"timeout": "long"}, r"data\.timeout is a number from 0"),
+        ({"num_workers": -1}, r"data\.num_workers is a whole number from 0 .*auto"),
+        ({"batch_size": "8"}, r"data\.batch_size is a whole number from 1, not '8'"),
+        ({"batch_size": 0}, r"data\.batch_size is a whole number from 1, not 0"),
+        ({"crop": 0}, r"model\.input_size is a whole number from 1 .*not 0"),
+        ({"crop": -5}, r"model\.input_size .*not -5"),
+        ({"mean": (1, 2)}, r"model\.mean has 2 values for 3 input channels"),
+        ({"mean": 5}, r"model\.mean is a list of numbers, not 5"),
+        ({"std": (0, 0, 0)}, r"model\.std is a list of numbers above 0, not \(0, 0, 0\)"),
+        ({"interpolation": "foo"}, r"model\.interpolation is bilinear or bicubic, not 'foo'"),
+        ({"seed": "1"}, "seed is a whole number from 0, not '1'"),
+    ],
 )
 def test_mistakes(tmp_path: Path, options: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
-        data_of(tmp_path, **options)
+    with pytest.raises(spp_cls.UserError, match=message) as error:
+        ImageNetDataModule("imagefolder", str(tmp_path), **options)
+    assert "\n" not in str(error.value)
 
 
 def test_fewer_validation_images_than_processes(shared_image_folder: Path) -> None:
