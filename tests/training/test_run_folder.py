@@ -9,6 +9,7 @@ from spp_cls import UserError
 from spp_cls.training.run.folder import check_names
 from tests.conftest import CLASSES, Command, error_of
 from tests.training.test_checkpointing import RUN
+from tests.training.test_overwriting import read_files
 
 
 @pytest.mark.parametrize(
@@ -73,6 +74,27 @@ def test_what_is_not_resumed(image_folder: Path, tmp_path: Path, command: Comman
         shutil.move(tmp_path / f"{name}.jpg", image_folder / f"train/{name}/7.jpg")
     # All as it was: nothing is left to train.
     assert command("train.py", *RUN, *more).returncode == 0
+
+
+def test_a_best_checkpoint_alone_is_not_trained_over(image_folder: Path, tmp_path: Path, command: Command) -> None:
+    run = tmp_path / "runs/small"
+    keys = (*RUN, "logger=csv")
+    assert command("train.py", *keys).returncode == 0
+    (run / "last.ckpt").unlink()
+    before = read_files(run)
+    assert {"best.ckpt", "csv/metrics.csv"} <= set(before)
+    line = (
+        "error: runs/small holds best.ckpt but no last.ckpt to resume from; choose another name=... or overwrite=true "
+        "to remove it"
+    )
+    assert error_of(command("train.py", *keys)) == line
+    # Nor after a run that overwrites has failed.
+    failing = ("overwrite=true", "optimizer.lr=1e30", "trainer.log_every_n_steps=1")
+    assert "is not finite" in error_of(command("train.py", *keys, *failing))
+    assert error_of(command("train.py", *keys)) == line
+    assert before.items() <= read_files(run).items()
+    assert command("train.py", *keys, "overwrite=true").returncode == 0
+    assert (run / "last.ckpt").exists()
 
 
 @pytest.mark.parametrize(

@@ -125,7 +125,8 @@ class RunFolder:
 
         Raises:
             UserError: if its network, its training or its number of training images differ from `config`, `cfg` and
-                `num_images`, it was trained for more epochs, or there are results and resume=false.
+                `num_images`, it was trained for more epochs, there are results and resume=false, or only the best
+                checkpoint is left.
         """
         if self._should_overwrite(cfg):
             return None
@@ -135,11 +136,17 @@ class RunFolder:
                 f"{self.path} holds results ({', '.join(found)}); choose another name=..., resume=true to resume from "
                 "them or overwrite=true to remove them"
             )
-        if not self.last.exists():
-            return None
         if self._overwriting.is_unfinished:
             # The first process is about to put it in its place, and compares it.
             return self.last
+        if not self.last.exists():
+            if self.best.exists():
+                # A new run would write over it.
+                raise UserError(
+                    f"{self.path} holds {self.best.name} but no {self.last.name} to resume from; choose another "
+                    "name=... or overwrite=true to remove it"
+                )
+            return None
         checkpoint = load_checkpoint(self.last)
         check_resumable(checkpoint, self.last)
         differences = list_differences(checkpoint, self.config, config, cfg, num_images)
