@@ -36,10 +36,9 @@ def assert_same(found: Points, expected: Points) -> None:
         assert [value for _, value in sorted(found[name])] == pytest.approx([v for _, v in sorted(points)], rel=1e-6)
 
 
-def train_twice(command: Command, logger: str, *options: str) -> None:
-    for epochs in (1, 2):
-        result = command("train.py", *RUN, f"logger=[tensorboard,{logger}]", f"trainer.max_epochs={epochs}", *options)
-        assert result.returncode == 0, result.stderr
+def train(command: Command, logger: str, epochs: int, *options: str) -> None:
+    result = command("train.py", *RUN, f"logger=[tensorboard,{logger}]", f"trainer.max_epochs={epochs}", *options)
+    assert result.returncode == 0, result.stderr
 
 
 def read_wandb(path: Path) -> list[Any]:
@@ -61,7 +60,8 @@ def read_wandb(path: Path) -> list[Any]:
 
 def test_wandb_offline(image_folder: Path, tmp_path: Path, command: Command) -> None:
     wandb: Any = pytest.importorskip("wandb")
-    train_twice(command, "wandb", "logger.wandb.mode=offline")
+    for epochs in (1, 2):
+        train(command, "wandb", epochs, "logger.wandb.mode=offline")
     assert wandb.run is None
     folder = tmp_path / "runs/small"
     files = sorted(folder.glob("wandb/offline-run-*/*.wandb"))
@@ -77,14 +77,20 @@ def test_wandb_offline(image_folder: Path, tmp_path: Path, command: Command) -> 
     assert_same(found, read_tensorboard(folder / "tensorboard"))
 
 
-def test_mlflow_in_files(image_folder: Path, tmp_path: Path, command: Command) -> None:
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_mlflow_in_files(overwrite: bool, image_folder: Path, tmp_path: Path, command: Command) -> None:
     pytest.importorskip("mlflow")
     from mlflow.tracking import MlflowClient
 
-    train_twice(command, "mlflow")
+    if overwrite:
+        # Of a run whose results are removed.
+        train(command, "mlflow", 1)
+    train(command, "mlflow", 1, f"overwrite={overwrite}")
+    train(command, "mlflow", 2)
     folder = tmp_path / "runs/small"
     client = MlflowClient(f"file:{folder / 'mlflow'}")
-    experiment = client.get_experiment_by_name("spp_cls")
+    (experiment,) = (each for each in client.search_experiments() if each.name != "Default")
+    assert experiment.name == "spp_cls"
     (run,) = client.search_runs([experiment.experiment_id])
     assert (run.info.run_name, run.info.status) == ("small", "FINISHED")
     found = {

@@ -167,7 +167,10 @@ class RunFolder:
         return cfg.overwrite and (not _is_slurm_restart() or self._overwriting.is_pending)
 
     def _list_logs(self) -> list[Path]:
-        return [path for folder in self._log_folders for path in folder.rglob("*") if path.is_file()]
+        # MLflow's description of an experiment belongs to the new run too, which finds the experiment by it.
+        shared = set((self.path / MLFLOW_FOLDER).glob("*/meta.yaml"))
+        found = (path for folder in self._log_folders for path in folder.rglob("*") if path.is_file())
+        return [path for path in found if path not in shared]
 
     @contextmanager
     def _explain_errors(self) -> Iterator[None]:
