@@ -116,7 +116,8 @@ class Milestones(ScheduleWithWarmUp):
 
     def compute_factor(self, progress: Progress, start: float) -> float:
         """Return the factor of the learning rate."""
-        starts = (_convert_to_epochs(epoch, progress) for epoch in self.epochs)
+        # Rounded, as 0.55 * 100 is 55.00000000000001.
+        starts = (round(_convert_to_epochs(epoch, progress), 9) for epoch in self.epochs)
         # The rate changes between epochs only.
         return _raise_to(self.factor, sum(math.floor(progress.epoch) >= start for start in starts))
 

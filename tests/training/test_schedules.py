@@ -2,6 +2,7 @@
 
 import math
 import re
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,16 @@ def test_rates_of_milestones(epochs: Any) -> None:
         passed = len([each for each in epochs if each <= epoch])
         assert schedule(Progress(epoch, 10)) == schedule(Progress(epoch + 0.9, 10)) == 1 / 10**passed
     assert Milestones((2,), factor=0.5)(Progress(2.5, 4)) == 0.5
+
+
+def test_milestones_at_a_share_of_a_run_are_exact() -> None:
+    for percent in range(1, 100):
+        schedule = Milestones((percent / 100,))
+        for epochs in range(1, 301):
+            # A product that is not whole is rounded up, as rates change between epochs only.
+            drop = math.ceil(Fraction(percent, 100) * epochs)
+            found = [schedule(Progress(epoch, epochs)) for epoch in (drop - 0.01, drop)]
+            assert found == [1.0, 0.1], (percent, epochs)
 
 
 @pytest.mark.parametrize("schedule", [Cosine(), Linear(), Milestones(), Plateau(warmup=0.1)])
