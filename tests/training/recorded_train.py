@@ -1,7 +1,7 @@
 """train.py, which writes down the images of every step of each process; rank 0 can be told to stop itself.
 
 RECORD is the folder of the files, two a process: the indices of the images, and what the network sees of them. STRIKE
-is CALL:SIGNAL.
+is CALL:SIGNAL or CALL:SIGNAL:FUNCTION: at which call of training_step, or of validation_step, which signal.
 """
 
 import hashlib
@@ -18,9 +18,18 @@ from spp_cls.data.loading.batch import Batch
 from spp_cls.training.module import LitClassifier
 
 REPOSITORY = Path(__file__).parent.parent.parent
-step = LitClassifier.training_step
-call, number = map(int, os.environ.get("STRIKE", "0:0").split(":"))
+step, validation_step = LitClassifier.training_step, LitClassifier.validation_step
+call, number, *places = os.environ.get("STRIKE", "0:0").split(":")
+place = places[0] if places else "training_step"
 calls = 0
+
+
+def strike(module: LitClassifier, function: str) -> None:
+    """Send rank 0 the signal, if it is time to."""
+    global calls  # noqa: PLW0603
+    calls += function == place
+    if function == place and calls == int(call) and module.global_rank == 0:
+        os.kill(os.getpid(), int(number))
 
 
 def digest_batch(batch: Batch) -> list[str]:
@@ -33,17 +42,20 @@ def digest_batch(batch: Batch) -> list[str]:
 
 
 def recorded(self: LitClassifier, batch: Batch, batch_idx: int) -> Any:
-    global calls  # noqa: PLW0603
-    calls += 1
     with (Path(os.environ["RECORD"]) / f"{self.global_rank}.jsonl").open("a") as file:
         file.write(json.dumps(batch.indices.tolist()) + "\n")
     with (Path(os.environ["RECORD"]) / f"{self.global_rank}.digests").open("a") as file:
         file.write(json.dumps(digest_batch(batch)) + "\n")
-    if calls == call and self.global_rank == 0:
-        os.kill(os.getpid(), number)
+    strike(self, "training_step")
     return step(self, batch, batch_idx)
+
+
+def struck(self: LitClassifier, batch: Batch, batch_idx: int) -> None:
+    strike(self, "validation_step")
+    validation_step(self, batch, batch_idx)
 
 
 if __name__ == "__main__":
     LitClassifier.training_step = recorded  # type: ignore[method-assign]
+    LitClassifier.validation_step = struck  # type: ignore[method-assign]
     run(runpy.run_path(str(REPOSITORY / "train.py"))["train"], REPOSITORY / "conf", "train")

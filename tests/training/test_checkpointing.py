@@ -4,6 +4,7 @@ import errno
 import os
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +12,8 @@ import torch
 
 from spp_cls.models.checkpoint import load_checkpoint
 from spp_cls.training.run import checkpointing
-from spp_cls.training.run.checkpointing import AtomicCheckpoints
+from spp_cls.training.run.checkpointing import AtomicCheckpoints, Checkpointing
+from spp_cls.training.run.folder import RunFolder
 from tests.conftest import Command, error_of
 
 RUN = (
@@ -172,6 +174,16 @@ def test_a_job_that_slurm_submits_again_goes_on(
     assert result.returncode == 0, result.stderr
     assert "Epoch 0:" not in result.stdout
     assert load_checkpoint(tmp_path / "runs/small/last.ckpt")["global_step"] == 6
+
+
+def test_a_signal_in_validation_stops_one_process_at_once_and_several_later(tmp_path: Path) -> None:
+    saving = Checkpointing(RunFolder(tmp_path))
+    saving._preemption.received = signal.SIGTERM
+    trainer: Any = SimpleNamespace(world_size=2, is_global_zero=True, global_step=5, current_epoch=0)
+    saving.on_validation_batch_end(trainer)
+    trainer.world_size = 1
+    with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
+        saving.on_validation_batch_end(trainer)
 
 
 @pytest.mark.parametrize("fails", [False, True])

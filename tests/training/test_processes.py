@@ -143,15 +143,21 @@ def test_several_processes_train_as_one_on_whole_images(train: Training, one: Pa
             torch.testing.assert_close(other[key], weight, rtol=1e-4, atol=1e-5)
 
 
-def test_a_signal_to_one_of_two_processes_stops_both_and_the_run_goes_on(train: Training, one: Path) -> None:
-    result = train("stopped", 2, f"8:{int(signal.SIGTERM)}")
+@pytest.mark.parametrize(("place", "call", "steps"), [("training_step", 8, 8), ("validation_step", 1, 5)])
+def test_a_signal_to_one_of_two_processes_stops_both_and_the_run_goes_on(
+    place: str, call: int, steps: int, train: Training, one: Path
+) -> None:
+    name = f"stopped-{place}"
+    result = train(name, 2, f"{call}:{int(signal.SIGTERM)}:{place}")
     assert result.returncode == 128 + signal.SIGTERM, result.stderr
-    assert "Stopped by SIGTERM after step 8 (epoch 1); runs/stopped/last.ckpt is saved" in result.stdout
-    assert load_checkpoint(one / "runs/stopped/last.ckpt")["global_step"] == 8
-    result = train("stopped", 2)
+    assert "error" not in result.stderr
+    line = f"Stopped by SIGTERM after step {steps} (epoch {(steps - 1) // 5}); runs/{name}/last.ckpt is saved"
+    assert line in result.stdout
+    assert load_checkpoint(one / f"runs/{name}/last.ckpt")["global_step"] == steps
+    result = train(name, 2)
     assert result.returncode == 0, result.stderr
-    assert images_of_steps(one, "stopped") == images_of_steps(one, "one")
-    assert_as_one(one, "stopped")
+    assert images_of_steps(one, name) == images_of_steps(one, "one")
+    assert_as_one(one, name)
 
 
 @pytest.mark.parametrize("augmentation", ["strong", "mix"])

@@ -125,8 +125,8 @@ class Checkpointing(Checkpoint):
             self._exit(trainer, stop)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
-        """Stop at once, as all is saved."""
-        if self._preemption.received:
+        """Stop at once, as all is saved; several processes, which may have other numbers of batches, agree later."""
+        if self._preemption.received and trainer.world_size == 1:
             self._exit(trainer, self._preemption.received)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
