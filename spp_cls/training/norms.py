@@ -81,6 +81,9 @@ class SyncBatchNorms(LayerSync):
 
 def _normalize_over_processes(norm: nn.BatchNorm2d, values: Tensor) -> Tensor:
     """Normalise N x C x H x W values with the statistics of all processes, and track them."""
+    dtype = values.dtype
+    # Sums of 16 bits would lose most of the values, and running statistics have more.
+    values = values.to(torch.promote_types(dtype, torch.float32))
     count = int(all_reduce(torch.tensor(values.numel() // values.shape[1])))
     mean = _SumOverProcesses.apply(values.sum((0, 2, 3))) / count
     centred = values - mean.view(1, -1, 1, 1)
@@ -91,7 +94,9 @@ def _normalize_over_processes(norm: nn.BatchNorm2d, values: Tensor) -> Tensor:
         norm.running_mean.lerp_(mean.detach(), momentum)
         norm.running_var.lerp_(variance.detach() * count / max(1, count - 1), momentum)
     normalised = centred * (variance + norm.eps).rsqrt().view(1, -1, 1, 1)
-    return normalised * norm.weight.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1) if norm.affine else normalised
+    if norm.affine:
+        normalised = normalised * norm.weight.view(1, -1, 1, 1) + norm.bias.view(1, -1, 1, 1)
+    return normalised.to(dtype)
 
 
 class _SyncBatchNorm(nn.BatchNorm2d):

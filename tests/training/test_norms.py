@@ -1,5 +1,6 @@
 """Norms in training: running statistics in averages, checkpoints and new runs, and statistics over processes."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -96,6 +97,21 @@ def test_synchronised_norms_keep_activations_names_and_values() -> None:
         assert list(synced.state_dict()) == names
         assert not any(type(layer) in (nn.BatchNorm2d, BatchNormAct2d) for layer in synced.modules())
     assert act(images).min() == 0
+
+
+def test_synchronised_norms_in_mixed_precision() -> None:
+    norms = nn.BatchNorm2d(4), BatchNormAct2d(4)
+    synced = SyncBatchNorms().apply(copy.deepcopy(nn.ModuleList(norms)))
+    images = (100 + torch.randn(8, 4, 12, 10)).bfloat16()
+    for norm, ours in zip(norms, synced, strict=True):
+        with torch.autocast("cpu", torch.bfloat16):
+            expected, found = norm(images), ours(images)
+        found.sum().backward()
+        # One rounding of 8 bits, of statistics that differ by roundings of 24.
+        torch.testing.assert_close(found, expected, rtol=2**-7, atol=1e-3)
+        assert found.dtype == torch.bfloat16
+        for name, buffer in norm.named_buffers():
+            torch.testing.assert_close(ours.get_buffer(name), buffer, rtol=1e-4, atol=1e-5)
 
 
 # Each process takes its half of a batch through the same layers as one process takes the whole through.
