@@ -9,7 +9,7 @@ from spp_cls import UserError
 from spp_cls.data.pack import verify
 from spp_cls.data.sources import open_source, packing
 from spp_cls.data.sources.packed import PackedImages
-from spp_cls.data.sources.packing import PackSettings, Row, pack
+from spp_cls.data.sources.packing import PackSettings, pack
 from tests.conftest import write_image_folder
 from tests.data.test_pack import sources
 
@@ -18,15 +18,6 @@ def test_a_batch_of_the_largest_images_fits_into_an_arrow_column() -> None:
     assert packing.ROWS_PER_BATCH * packing.MOST_BYTES < 2**31 - 1
     assert packing.MOST_BYTES > 32e6
     assert packing.IMAGES_PER_FILE % packing.ROWS_PER_BATCH == 0
-
-
-@pytest.mark.slow
-def test_photos_of_over_two_mebibytes(tmp_path: Path) -> None:
-    photo, path = bytes(2200 << 10), tmp_path / "photos.arrow"
-    rows = (Row(photo, 0, str(number), 4000, 3000) for number in range(1000))
-    assert packing._write_rows(path, rows) == 1000
-    # Two gigabytes, which pytest would keep.
-    path.unlink()
 
 
 def test_an_image_too_large_for_a_batch_is_listed(

@@ -1,11 +1,13 @@
 """What a run folder may be called, and what a run in it is resumed with."""
 
+import csv
 import shutil
 from pathlib import Path
 
 import pytest
 
 from spp_cls import UserError
+from spp_cls.models.checkpoint import load_checkpoint
 from spp_cls.training.run.folder import check_names
 from tests.conftest import CLASSES, Command, error_of
 from tests.training.test_checkpointing import RUN
@@ -76,25 +78,26 @@ def test_what_is_not_resumed(image_folder: Path, tmp_path: Path, command: Comman
     assert command("train.py", *RUN, *more).returncode == 0
 
 
-def test_a_best_checkpoint_alone_is_not_trained_over(image_folder: Path, tmp_path: Path, command: Command) -> None:
+def test_a_run_resumes_from_its_best_checkpoint_where_the_last_is_missing(
+    image_folder: Path, tmp_path: Path, command: Command
+) -> None:
     run = tmp_path / "runs/small"
     keys = (*RUN, "logger=csv")
     assert command("train.py", *keys).returncode == 0
     (run / "last.ckpt").unlink()
     before = read_files(run)
     assert {"best.ckpt", "csv/metrics.csv"} <= set(before)
-    line = (
-        "error: runs/small holds best.ckpt but no last.ckpt to resume from; choose another name=... or overwrite=true "
-        "to remove it"
-    )
-    assert error_of(command("train.py", *keys)) == line
-    # Nor after a run that overwrites has failed.
+    # Other keys are not trained over it; nor does a run that overwrites and fails cost it.
+    assert "was started with other keys (optimizer.lr was" in error_of(command("train.py", *keys, "optimizer.lr=0.5"))
     failing = ("overwrite=true", "optimizer.lr=1e30", "trainer.log_every_n_steps=1")
     assert "is not finite" in error_of(command("train.py", *keys, *failing))
-    assert error_of(command("train.py", *keys)) == line
     assert before.items() <= read_files(run).items()
-    assert command("train.py", *keys, "overwrite=true").returncode == 0
-    assert (run / "last.ckpt").exists()
+    resumed = command("train.py", *keys, "trainer.max_epochs=3")
+    assert resumed.returncode == 0, resumed.stderr
+    with (run / "csv/metrics.csv").open() as file:
+        epochs = [row["epoch"] for row in csv.DictReader(file) if row["epoch"]]
+    assert [float(epoch) for epoch in epochs] == [0, 1, 2]
+    assert load_checkpoint(run / "last.ckpt")["epoch"] == 2
 
 
 @pytest.mark.parametrize(

@@ -121,12 +121,11 @@ class RunFolder:
             self._overwriting.finish()
 
     def find_checkpoint(self, config: NetConfig, cfg: DictConfig, num_images: int) -> Path | None:
-        """Return the last checkpoint, if there is one to resume from. Call it before `prepare`.
+        """Return the last checkpoint, or the best one where that is missing, to resume from. Call it before `prepare`.
 
         Raises:
             UserError: if its network, its training or its number of training images differ from `config`, `cfg` and
-                `num_images`, it was trained for more epochs, there are results and resume=false, or only the best
-                checkpoint is left.
+                `num_images`, it was trained for more epochs, or there are results and resume=false.
         """
         if self._should_overwrite(cfg):
             return None
@@ -139,28 +138,24 @@ class RunFolder:
         if self._overwriting.is_unfinished:
             # The first process is about to put it in its place, and compares it.
             return self.last
-        if not self.last.exists():
-            if self.best.exists():
-                # A new run would write over it.
-                raise UserError(
-                    f"{self.path} holds {self.best.name} but no {self.last.name} to resume from; choose another "
-                    "name=... or overwrite=true to remove it"
-                )
+        # Of an epoch that ended, the best checkpoint is written first; and a new run would write over it.
+        newest = next((path for path in (self.last, self.best) if path.exists()), None)
+        if newest is None:
             return None
-        checkpoint = load_checkpoint(self.last)
-        check_resumable(checkpoint, self.last)
+        checkpoint = load_checkpoint(newest)
+        check_resumable(checkpoint, newest)
         differences = list_differences(checkpoint, self.config, config, cfg, num_images)
         if differences:
             raise UserError(
                 f"the run in {self.path} was started with other keys ({'; '.join(differences)}); choose another "
-                f"name=..., and init_from={self.last} to start from its weights"
+                f"name=..., and init_from={newest} to start from its weights"
             )
         epochs = checkpoint.get("epoch", 0) + 1
         if epochs > cfg.trainer.max_epochs:
             raise UserError(
                 f"the run in {self.path} is in its epoch {epochs} already; set trainer.max_epochs to {epochs} or more"
             )
-        return self.last
+        return newest
 
     def _should_overwrite(self, cfg: DictConfig) -> bool:
         """Return whether to start anew; a job that SLURM has started again does only if it has no checkpoint yet."""
