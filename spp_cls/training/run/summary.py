@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from spp_cls.data.datamodule import ImageNetDataModule
+from spp_cls.data.sources.kinds import KINDS
 from spp_cls.models.net import SPPNet
 from spp_cls.training.run.folder import RunFolder
 
@@ -29,7 +30,9 @@ def summarise_run(folder: RunFolder, cfg: DictConfig, validation_errors: list[fl
     lowest = min(validation_errors)
     epoch = validation_errors.index(lowest)
     protocols = "crop1,crop10,full1,map10" if cfg.model.pooling != "none" else "crop1,crop10"
-    test = ["eval.py", f"ckpt={folder.best}", f"data={cfg.data.kind}", f"data.root={cfg.data.root}"]
+    kind = [f"data={cfg.data.kind}"] if cfg.data.kind in KINDS else ["data=custom", f"data.kind={cfg.data.kind}"]
+    plugins = [f"plugins=[{','.join(cfg.plugins)}]"] if cfg.plugins else []
+    test = ["eval.py", f"ckpt={folder.best}", *kind, f"data.root={cfg.data.root}", *plugins]
     lines = [
         f"\nLowest validation top-1 error: {lowest:.2f} % (epoch {epoch} of {len(validation_errors)}, from 0)",
         f"Checkpoints: {folder.best} {folder.last}",
