@@ -57,6 +57,10 @@ def test_what_is_not_resumed(image_folder: Path, tmp_path: Path, command: Comman
     line = error_of(command("train.py", *RUN))
     assert line == "error: the run in runs/small is in its epoch 2 already; set trainer.max_epochs to 2 or more"
 
+    # One batch of an epoch, not the whole.
+    line = error_of(command("train.py", *RUN, *more, "trainer.limit_train_batches=1"))
+    assert "(trainer.limit_train_batches was 1.0, is 1)" in line
+
     config = (run / "config.yaml").read_text()
     for text in ("- a\n- b\n", "a: [", "\x00", "7", "data: 3", "optimizer: [1]", "${a}", "data: ${nothing}"):
         (run / "config.yaml").write_text(text)

@@ -12,12 +12,13 @@ from spp_cls.data.datamodule import NUM_IMAGES_KEY, ImageNetDataModule
 from spp_cls.models.checkpoint import CONFIG_KEY, convert_config_to_dict, create_config_from_dict
 from spp_cls.models.net import NetConfig
 
+_LIMIT = "trainer.limit_train_batches"
 # What the training of a network depends on; the other keys may change from one start of a run to the next.
 _TRAINING_KEYS = (
     "sizes", "shape", "seed", "ema_decay", "freeze", "data.kind", "data.batch_size",
     "trainer.gradient_clip_val",
     # The position inside an epoch is counted in its steps and parts of steps.
-    "trainer.accumulate_grad_batches", "trainer.limit_train_batches",
+    "trainer.accumulate_grad_batches", _LIMIT,
 )  # fmt: skip
 # Keys that configurations of earlier versions do not have, and what these versions did.
 _LATER_KEYS = {
@@ -91,6 +92,9 @@ def _training_keys(cfg: dict[str, Any]) -> dict[str, Any]:
     for group in _TRAINING_GROUPS:
         found = _select(cfg, group)
         values |= {f"{group}.{key}": value for key, value in found.items()} if isinstance(found, dict) else {}
+    if _LIMIT in values:
+        # 1 is one batch, and 1.0 all of them.
+        values[_LIMIT] = str(values[_LIMIT])
     return values
 
 
