@@ -67,14 +67,25 @@ def check_sources(train: ImageSource, val: ImageSource, world_size: int) -> None
         )
 
 
-def check_limit(split: str, limit: int | float | None, count: int) -> None:
-    """Check that a trainer's share of the batches of an epoch is at least one.
+def check_limit(split: str, limit: int | float | None, count: int, accumulated: int = 1) -> None:
+    """Check that a trainer's share of the batches of an epoch is at least one, and fills its last step.
+
+    `accumulated` is the number of batches of a step.
 
     Raises:
-        UserError: if it is none.
+        UserError: if it is none, or leaves a step with fewer batches.
     """
-    if isinstance(limit, float) and count and int(limit * count) < 1:
+    if limit is None or not count:
+        return
+    batches = int(limit * count) if isinstance(limit, float) else min(limit, count)
+    if isinstance(limit, float) and batches < 1:
         raise UserError(
             f"trainer.limit_{split}_batches={limit:g} of {count} batches is none; set a number of batches, or "
             "a larger share"
+        )
+    if batches % accumulated:
+        # Lightning would divide the gradient of the last step by the full number.
+        raise UserError(
+            f"trainer.limit_{split}_batches={limit} leaves {batches} batches, and a step accumulates {accumulated}; "
+            f"set a multiple of trainer.accumulate_grad_batches, such as {-(-batches // accumulated) * accumulated}"
         )

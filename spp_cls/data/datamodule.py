@@ -135,17 +135,17 @@ class ImageNetDataModule(pl.LightningDataModule):
             check_sources(self.train_source, self.val_source, 1)
 
     def check_trainer(self, trainer: pl.Trainer) -> None:
-        """Check that the images fill a batch of a trainer, and that its shares of an epoch leave a batch.
+        """Check that the images fill a batch of a trainer, and that its shares of an epoch leave whole steps.
 
         Raises:
-            UserError: as check_batch and check_sources do; or if limit_train_batches or limit_val_batches leave none.
+            UserError: as check_batch, check_sources and check_limit do.
         """
         num_chunks = find_placement(trainer).num_chunks
         self.check_batch(num_chunks)
         check_sources(self.train_source, self.val_source, trainer.world_size)
         num_train = len(self.train_source) // self.batch_size * trainer.accumulate_grad_batches
         num_val = -(-(len(self.val_source) // trainer.world_size) // (self.batch_size // num_chunks))
-        check_limit("train", trainer.limit_train_batches, num_train)
+        check_limit("train", trainer.limit_train_batches, num_train, trainer.accumulate_grad_batches)
         check_limit("val", trainer.limit_val_batches, num_val)
 
     def check_batch(self, num_chunks: int) -> None:

@@ -119,3 +119,16 @@ def test_runs_that_would_train_or_validate_on_nothing(
 ) -> None:
     assert message in error_of(command("train.py", *RUN, override))
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(("limit", "batches"), [("5", 5), ("0.9", 5), ("1", 1)])
+def test_a_limit_that_leaves_half_a_step_is_refused(
+    limit: str, batches: int, image_folder: Path, tmp_path: Path, command: Command
+) -> None:
+    # Six batches of four images in an epoch.
+    keys = ("trainer.accumulate_grad_batches=2", f"trainer.limit_train_batches={limit}")
+    assert error_of(command("train.py", *RUN, *keys)) == (
+        f"error: trainer.limit_train_batches={limit} leaves {batches} batches, and a step accumulates 2; set a "
+        f"multiple of trainer.accumulate_grad_batches, such as {batches + 1}"
+    )
+    assert not (tmp_path / "runs").exists()
