@@ -1,4 +1,4 @@
-"""What a run prints at its end: commands that can be typed as they are."""
+"""What a run prints at its end: its lowest error, and commands that can be typed as they are."""
 
 import shlex
 import sys
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from spp_cls.models.checkpoint import count_epochs, load_checkpoint
 from tests.conftest import Command
 from tests.test_newcomers import MODULE
 from tests.training.test_checkpointing import RUN
@@ -15,6 +16,12 @@ def open_mine(root, split):
     from spp_cls.data.sources import open_source
     return open_source("imagefolder", root, split)
 """
+
+
+def test_epochs_are_counted_as_in_the_tables_of_tests(image_folder: Path, tmp_path: Path, command: Command) -> None:
+    result = command("train.py", *RUN, "trainer.max_epochs=2")
+    epochs = count_epochs(load_checkpoint(tmp_path / "runs/small/best.ckpt"))
+    assert f" % (after {epochs} of 2 epochs)\n" in result.stdout
 
 
 @pytest.mark.parametrize(

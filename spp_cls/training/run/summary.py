@@ -28,13 +28,14 @@ def summarise_run(folder: RunFolder, cfg: DictConfig, validation_errors: list[fl
     if not validation_errors:
         return f"Stopped before the end of the first epoch; there is no checkpoint in {folder.path} yet"
     lowest = min(validation_errors)
-    epoch = validation_errors.index(lowest)
+    # Epochs trained, as in the tables of tests.
+    epochs = validation_errors.index(lowest) + 1
     protocols = "crop1,crop10,full1,map10" if cfg.model.pooling != "none" else "crop1,crop10"
     kind = [f"data={cfg.data.kind}"] if cfg.data.kind in KINDS else ["data=custom", f"data.kind={cfg.data.kind}"]
     plugins = [f"plugins=[{','.join(cfg.plugins)}]"] if cfg.plugins else []
     test = ["eval.py", f"ckpt={folder.best}", *kind, f"data.root={cfg.data.root}", *plugins]
     lines = [
-        f"\nLowest validation top-1 error: {lowest:.2f} % (epoch {epoch} of {len(validation_errors)}, from 0)",
+        f"\nLowest validation top-1 error: {lowest:.2f} % (after {epochs} of {len(validation_errors)} epochs)",
         f"Checkpoints: {folder.best} {folder.last}",
     ]
     if folder.tensorboard.exists():
