@@ -185,6 +185,8 @@ def run(
                 facts,
                 length=store.read(group[0].feature).shape[1],
                 svm=options.svm,
+                costs=" ".join(f"{cost:g}" for cost in options.C),
+                seed=options.seed,
                 seconds=seconds,
                 hardware=describe_hardware(fabric.device, fabric.world_size),
             )

@@ -37,6 +37,17 @@ CLAIMS = (
 _NET = ("net", "pooling", "levels", "width", "sizes", "input_size", "epochs")
 
 
+def name_cost(row: Row) -> str:
+    """Return the value of C, or `chosen` if the row had a validation part: each layer may have chosen its own."""
+    return "chosen" if row["validation"] else row["C"]
+
+
+def get_setting(row: Row) -> tuple[str, ...]:
+    """Return what rows must have in common to be compared: the network, the SVM and the images."""
+    names = ("network_sha256", "svm", "seed", "train_images", "test_images")
+    return (row["costs"] or name_cost(row), *(row[name] for name in names))
+
+
 def build_claims_tables(ours: Sequence[Row]) -> list[Table]:
     """Build for each data set the tables of the paper's claims and of the best layers, by network.
 
@@ -97,9 +108,8 @@ def find_differences(claim: Claim, rows: Sequence[Row]) -> Iterator[NDArray[np.f
     """
     rows = [row for row in rows if row["layer"] != "pool" or row["pooling"] == "spp"]
     other = "layer" if claim.column == "view" else "view"
-    names = ("network_sha256", "svm", "side", other)
-    worse = {tuple(row[name] for name in names): row for row in rows if row[claim.column] == claim.worse}
-    better = {tuple(row[name] for name in names): row for row in rows if row[claim.column] == claim.better}
+    worse = {(row["side"], row[other], *get_setting(row)): row for row in rows if row[claim.column] == claim.worse}
+    better = {(row["side"], row[other], *get_setting(row)): row for row in rows if row[claim.column] == claim.better}
     for pair, row in better.items():
         if pair in worse:
             yield _read_draws(row) - _read_draws(worse[pair])
@@ -109,8 +119,7 @@ def _count_best(rows: Sequence[Row]) -> dict[str, int]:
     """Count for each layer the draws of each view and side, of several layers, where no other layer is better."""
     places: dict[tuple[str, ...], dict[str, NDArray[np.float64]]] = {}
     for row in rows:
-        place = tuple(row[name] for name in ("network_sha256", "svm", "view", "side"))
-        places.setdefault(place, {})[row["layer"]] = _read_draws(row)
+        places.setdefault((row["view"], row["side"], *get_setting(row)), {})[row["layer"]] = _read_draws(row)
     counts: dict[str, int] = {}
     for layers in places.values():
         if len(layers) > 1:

@@ -24,6 +24,7 @@ class TransferRow(NetFacts):
     Accuracy is the mean over classes, and that over images; average precision (of 11 points, exact) the mean over
     classes. `side` and C are those of each draw where they differ; with `is_side_chosen` the side is the best on the
     validation part. `by_draw` is the accuracy over classes, or the average precision of 11 points, of each draw.
+    `costs` are the values of C that were given, and `seed` that of the draws; rows of earlier versions have neither.
     """
 
     data: str
@@ -34,7 +35,9 @@ class TransferRow(NetFacts):
     length: int
     svm: str
     C: str
+    costs: str
     draws: int
+    seed: int
     train_images: int
     test_images: int
     accuracy: float | None
@@ -55,7 +58,10 @@ class TransferRow(NetFacts):
 def make_row(
     data: TransferData, results: Sequence[DrawResult], is_side_chosen: bool, facts: NetFacts, **others: Any
 ) -> TransferRow:
-    """Summarise the results of one layer and view, one a draw; `others` are length, svm, seconds, hardware."""
+    """Summarise the results of one layer and view, one a draw.
+
+    `others` are length, svm, costs, seed, seconds and hardware.
+    """
     main = [result.figures.mean for result in results]
     overall = [result.figures.overall for result in results if result.figures.overall is not None]
     exact = [float(np.nanmean(each.figures.exact)) for each in results if each.figures.exact is not None]
@@ -100,7 +106,7 @@ def _deviation(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-ROW_FILE = RowFile(TransferRow, "spp_cls.transfer")
+ROW_FILE = RowFile(TransferRow, "spp_cls.transfer", new_columns=("costs", "seed"))
 append_rows, read_rows = ROW_FILE.append, ROW_FILE.read
 
 # The columns that the other files begin with.

@@ -11,7 +11,7 @@ from spp_cls.cli.schema import key
 from spp_cls.cli.terminal import Table, format_as
 from spp_cls.evaluation.protocols import REFERENCE_SIDE
 from spp_cls.evaluation.tables import read_paper
-from spp_cls.transfer.claims import build_claims_tables
+from spp_cls.transfer.claims import build_claims_tables, get_setting, name_cost
 from spp_cls.transfer.rows import read_rows
 
 TITLES = {
@@ -26,8 +26,6 @@ RESULT_HEADER = (
 )  # fmt: skip
 LINE_HEADER = ("net", "pooling", "width", "trained on sizes", "best epoch", "draws", "C", "layer")
 _LINE = ("net", "pooling", "width", "sizes", "epochs", "draws")
-# Rows that differ in these, such as those of several seeds, have lines of their own too.
-_UNSHOWN = ("network_sha256", "svm")
 
 # A row of ours measures what a row of the paper does if these agree.
 _IDENTITY = ("data", "net", "pooling", "levels", "sizes", "layer", "view", "side")
@@ -116,10 +114,10 @@ def build_measured_tables(paper: Sequence[dict[str, str]], ours: Sequence[dict[s
     for data in dict.fromkeys(row["data"] for row in ours):
         lines: dict[tuple[str, ...], dict[str, str]] = {}
         for row in (row for row in ours if row["data"] == data):
-            cost = "chosen" if row["validation"] else row["C"]
             net = {**row, "sizes": "untrained" if row["epochs"] == "0" else row["sizes"]}
-            line = (*(net[name] for name in _LINE), cost, row["layer"])
-            cells = lines.setdefault((*line, *(row[name] for name in _UNSHOWN)), {})
+            line = (*(net[name] for name in _LINE), name_cost(row), row["layer"])
+            # Rows of other settings, such as those of several seeds, have lines of their own too.
+            cells = lines.setdefault((*line, *get_setting(row)), {})
             cells[_name_view(row)] = _show_score(row)
             paper_row = find_paper_row(row, paper)
             if paper_row:

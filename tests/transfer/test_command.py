@@ -59,6 +59,7 @@ def test_caltech(folder: Path, tool: Tool) -> None:
         ("maps:conv4", "crop"),
     ]
     assert json.loads(result.stdout.splitlines()[-1])["rows"][1]["accuracy"] == float(rows[1]["accuracy"])
+    assert {(row["seed"], row["costs"]) for row in rows} == {("0", "1")}
     assert (rows[0]["train_images"], rows[0]["test_images"], rows[0]["draws"], rows[0]["length"]) == (
         "16",
         "12",

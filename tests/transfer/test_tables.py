@@ -181,6 +181,43 @@ def test_the_verdicts(tmp_path: Path) -> None:
     assert best == [["zf5, alternate", 0, 3, ""], ["zf5 (none), alternate", 0, "", 3], ["zf5, untrained", "", "", ""]]
 
 
+@pytest.mark.parametrize(
+    "other",
+    [{"C": "0.0001"}, {"validation": 1.0}, {"costs": "1 10"}, {"train_images": 510}, {"test_images": 9}, {"seed": 1}],
+)
+def test_only_rows_of_one_setting_are_compared(other: dict[str, Any], tmp_path: Path) -> None:
+    given = {"C": "1", "train_images": 3060}
+    folder = write_results(
+        tmp_path,
+        make_row(**given, by_draw="60.0 61.0"),
+        make_row(**given, layer="hidden1", by_draw="50.0 51.0"),
+        make_row(**{**given, **other}, accuracy=10.0, by_draw="10.0 11.0"),
+    )
+    rows = read_transfer_results(folder)
+    (_, _, ((_, verdict),)), (_, layers, ((_, *best),)) = build_claims_tables(rows)
+    assert verdict == "+10.00, 2 of 2: confirmed"
+    assert (layers, best) == (("", "pool", "hidden1"), [2, 0])
+    ((_, header, lines),) = build_measured_tables(read_paper(folder), rows)
+    assert [line[header.index("full 224")] for line in lines] == ["91.00", "91.00", "10.00"]
+
+
+@pytest.mark.parametrize("costs", ["", "0.1 1"])
+def test_layers_that_chose_other_costs_are_compared(costs: str, tmp_path: Path) -> None:
+    chosen = {"costs": costs, "validation": 50.0}
+    rows = [make_row(**chosen, C="1 0.1"), make_row(**chosen, C="0.1", layer="hidden1", by_draw="80.0 82.0")]
+    ((_, _, ((_, verdict),)), _) = build_claims_tables(read_transfer_results(write_results(tmp_path, *rows)))
+    assert verdict == "+10.00, 2 of 2: confirmed"
+
+
+def test_rows_without_a_seed_are_read_and_added_to(tmp_path: Path) -> None:
+    path = tmp_path / "transfer.csv"
+    path.write_bytes((RESULTS / "transfer_zf5_nospp-0.csv").read_bytes())
+    append_rows([make_row(seed=3, costs="1")], path)
+    rows = read_transfer_results(tmp_path)
+    assert {(row["seed"], row["costs"]) for row in rows[:-1]} == {("", "")}
+    assert (rows[-1]["seed"], rows[-1]["costs"]) == ("3", "1")
+
+
 def test_one_draw_resolves_nothing(tmp_path: Path) -> None:
     rows = [
         make_row(data="voc2007", accuracy=None, map_11=value, view=view, by_draw=f"{value}")
