@@ -23,7 +23,7 @@ from spp_cls.evaluation.csv_files import check_writable
 from spp_cls.evaluation.images import MAX_PIXELS
 from spp_cls.evaluation.rows import describe_hardware
 from spp_cls.models.net import SPPNet
-from spp_cls.transfer.datasets import TransferData, open_transfer_data
+from spp_cls.transfer.datasets import TransferData, check_validation, open_transfer_data
 from spp_cls.transfer.experiment import DrawResult, choose_sides, train_and_test
 from spp_cls.transfer.features.extraction import create_store, extract_features, open_store
 from spp_cls.transfer.features.layers import VIEWS, Feature, choose_features
@@ -100,6 +100,8 @@ def main(arguments: Sequence[str]) -> None:
     net, facts = find_net(options)
     features, without_length = choose_features(net, options.layer, options.view, options.side)
     data = open_transfer_data(options.data, options.root, options.draws, options.train, options.test, options.seed)
+    if options.choose_side or len(options.C) > 1:
+        check_validation(data)
     with convert_lightning_errors("trainer"):
         fabric = Fabric(
             accelerator=choose_accelerator(options.accelerator), devices=options.devices, num_nodes=options.num_nodes,

@@ -70,6 +70,27 @@ def open_transfer_data(
     return data
 
 
+def check_validation(data: TransferData) -> None:
+    """Check that a cost or a side can be chosen on a part of the training images.
+
+    Raises:
+        UserError: if nothing would validate, or the rest lacks images of a class.
+    """
+    advice = "give more training images of each class, or one C and no choose_side"
+    for split in data.splits:
+        if not len(split.validation):
+            raise UserError(
+                f"several C and choose_side choose on a third of each class's training images, and no class of "
+                f"{data.name} has {_VALIDATION_PART} of them; {advice}"
+            )
+        for name, column in zip(data.class_names, data.targets[split.fit].T, strict=True):
+            if not (column > 0).any() or not (column < 0).any():
+                raise UserError(
+                    f"class {name} of {data.name} needs images of its own, and of others, beside those that validate; "
+                    f"{advice}"
+                )
+
+
 def draw_split(labels: NDArray[np.int64], train: int, test: int, seed: int, draw: int) -> Split:
     """Draw `train` images of each class to train and up to `test` of the rest, a function of (seed, draw)."""
     drawn, tested = draw_images(labels, train, test, seed, draw)

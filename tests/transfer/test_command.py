@@ -169,6 +169,7 @@ def test_new_weights_an_exported_folder_and_an_image_folder(folder: Path, tool: 
     ("keys", "message"),
     [
         (("data.root=results",), "error: there is no folder results; set data.root"),
+        (("train=2", "C=[0.1,1]"), "and no class of caltech101 has 3 of them; give more training images"),
         (("train=7",), "has 7 images; 7 to train and one to test are needed"),
         (("layer=[pool,fc6]",), "error: the network has no layer 'fc6'; choose among maps:conv1, "),
         (("side=8", "view=full"), "the smallest side it takes is"),
@@ -187,6 +188,22 @@ def test_new_weights_an_exported_folder_and_an_image_folder(folder: Path, tool: 
 )
 def test_mistakes(keys: tuple[str, ...], message: str, folder: Path, tool: Tool) -> None:
     assert message in error_of(tool(*RUN, *CALTECH, *keys))
+    assert not (folder / "features").exists()
+
+
+@pytest.mark.parametrize("choice", ["C=[0.1,1]", "choose_side=true"])
+@pytest.mark.parametrize("images", [1, 2])
+def test_too_few_images_to_choose_on(images: int, choice: str, folder: Path, tool: Tool) -> None:
+    write_image_folder(folder / "mine", train=images, val=2)
+    message = error_of(tool(*RUN, "data=imagefolder", "data.root=mine", "layer=pool", choice))
+    assert "and no class of mine has 3 of them; give more training images of each class" in message
+    assert not (folder / "features").exists()
+
+
+def test_voc_with_a_class_that_train_lacks(folder: Path, tool: Tool) -> None:
+    write_voc(folder, {**VOC, "train": {**VOC["train"], "dog": [-1] * 6}})
+    message = error_of(tool(*RUN, "data=voc2007", "data.root=.", "layer=pool", "C=[0.1,1]"))
+    assert message.startswith("error: class dog of voc2007 needs images of its own, and of others, beside those that ")
     assert not (folder / "features").exists()
 
 
