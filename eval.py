@@ -18,10 +18,8 @@ from spp_cls.cli.targets import import_plugins
 from spp_cls.cli.terminal import format_table
 from spp_cls.data.loading.workers import count_workers
 from spp_cls.data.sources import identify_source, open_source
-from spp_cls.evaluation.csv_files import check_writable
+from spp_cls.evaluation.csv_files import check_distinct, check_writable
 from spp_cls.evaluation.evaluate import NeedsSPPError, OtherClassesError
-from spp_cls.evaluation.predictions import Predictions, write_csv
-from spp_cls.evaluation.protocols import Protocol
 from spp_cls.evaluation.report import (
     TEST_KEY,
     choose_protocols,
@@ -39,6 +37,7 @@ CONFIG_DIR = Path(__file__).parent.resolve() / "conf"
 
 def test(keys: EvalKeys, cfg: DictConfig) -> None:
     """Test a checkpoint, or all of a folder; print a table and, as the last line, the rows as JSON."""
+    check_distinct(out=keys.out, predictions=keys.predictions)
     import_plugins(keys.plugins)
     protocols = choose_protocols(keys.protocol, keys.scales, keys.positions, keys.flips)
     paths = find_checkpoints(keys.ckpt)

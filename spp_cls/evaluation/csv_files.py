@@ -148,6 +148,14 @@ def write_lines(path: str | Path, header: Sequence[str], lines: Iterable[Sequenc
             writer.writerows(lines)
 
 
+def check_distinct(**paths: str | None) -> None:
+    """Raise UserError if two of the keys that are given name one file: the later would overwrite the earlier."""
+    keys: dict[str, str] = {}
+    for key, path in paths.items():
+        if path and (other := keys.setdefault(os.path.realpath(path), key)) != key:
+            raise UserError(f"{other} and {key} name one file, {path}; name another file for one of them")
+
+
 def check_writable(path: str | Path, key: str) -> None:
     """Raise UserError if write_lines could not write a file, before the work that it is for; what is there stays."""
     path = Path(path)

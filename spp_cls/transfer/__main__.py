@@ -19,7 +19,7 @@ from spp_cls.cli.schema import key
 from spp_cls.cli.targets import import_plugins
 from spp_cls.cli.terminal import format_table
 from spp_cls.data.loading.workers import count_workers
-from spp_cls.evaluation.csv_files import check_writable
+from spp_cls.evaluation.csv_files import check_distinct, check_writable
 from spp_cls.evaluation.images import MAX_PIXELS
 from spp_cls.evaluation.rows import describe_hardware
 from spp_cls.models.net import SPPNet
@@ -95,6 +95,7 @@ class Options:
 def main(arguments: Sequence[str]) -> None:
     """Compute the features, train and test on them; print a table and, as the last line, the rows as JSON."""
     options = parse_keys(Options, arguments, USAGE, EXAMPLE)
+    check_distinct(out=options.out, classes=options.classes, predictions=options.predictions)
     check_scikit_learn()
     import_plugins(options.plugins)
     net, facts = find_net(options)

@@ -41,6 +41,19 @@ def test_eight_processes_add_to_one_file(tmp_path: Path) -> None:
     assert path.read_text().count("protocol,views") == 1
 
 
+@pytest.mark.parametrize("other", ["same.csv", "./same.csv", "link.csv"])
+def test_rows_and_predictions_are_not_written_to_one_file(other: str, tmp_path: Path, command: Command) -> None:
+    append_csv([row()], tmp_path / "same.csv")
+    (tmp_path / "link.csv").symlink_to("same.csv")
+    before = (tmp_path / "same.csv").read_bytes()
+    keys = ("data=imagefolder", "data.root=images", "protocol=crop1", "data.num_workers=0")
+    write_checkpoint(tmp_path / "a.ckpt", class_names=CLASSES)
+    write_image_folder(tmp_path / "images")
+    message = error_of(command("eval.py", "ckpt=a.ckpt", *keys, "out=same.csv", f"predictions={other}"))
+    assert message == f"error: out and predictions name one file, {other}; name another file for one of them"
+    assert (tmp_path / "same.csv").read_bytes() == before
+
+
 def test_names_that_are_not_text_keep_their_bytes(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     for number in range(2):
