@@ -1,5 +1,6 @@
 """A network written in each format, read back, and run beside the network."""
 
+import inspect
 import io
 import logging
 import os
@@ -8,7 +9,7 @@ import shutil
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +31,7 @@ from spp_cls.export.exported import (
 )
 from spp_cls.export.portable import make_portable
 from spp_cls.export.trials import Run, Trial, find_largest_difference, make_trials
+from spp_cls.models.backbone import PaperBackbone
 from spp_cls.models.checkpoint import CONFIG_FILE, WEIGHTS_FILE, convert_config_to_dict, load_net
 from spp_cls.models.config import ANY_NET, get_timm_name
 from spp_cls.models.net import SPPNet
@@ -79,7 +81,7 @@ def _write_and_try(name: str, net: SPPNet, trials: Sequence[Trial], folder: Path
     except UserError:
         raise
     except Exception as error:  # exporters raise what they like
-        if not net.config.is_from_timm:
+        if isinstance(net.backbone, PaperBackbone):
             raise
         raise UserError(
             f"{net.config.name} cannot be written as {name} for images of any size: {_find_operation(net, error)}; "
@@ -95,8 +97,14 @@ def _find_operation(net: SPPNet, error: BaseException) -> str:
     """Return the operation of the network at which an export failed, and why."""
     while error.__cause__ is not None:
         error = error.__cause__
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if _NETWORK_CODE.search(frame.filename)]
-    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    own = inspect.getmodule(type(net.backbone))
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if _NETWORK_CODE.search(frame.filename) or frame.filename == getattr(own, "__file__", None)
+    ]
+    # Paragraphs of advice follow, which is for those who write exporters.
+    reason = " ".join(str(error).strip().split("\n\n")[0].split()).rstrip(".") or type(error).__name__
     if isinstance(net.backbone, TimmBackbone) and net.backbone.traits.multiple > 1:
         return f"the padding of sides to multiples of {net.backbone.traits.multiple} gives: {reason}"
     return f"{frames[-1].line} ({Path(frames[-1].filename).name}) gives: {reason}" if frames else reason
@@ -164,7 +172,9 @@ def _trace_any_size() -> Iterator[None]:
     solver.setLevel(logging.ERROR)
     try:
         # Otherwise maps of one cell and batches of one image become special cases, which the export then refuses.
-        with symbolic_shapes.patch(backed_size_oblivious=True), torch.no_grad():  # type: ignore[attr-defined]
+        any_length = symbolic_shapes.patch(backed_size_oblivious=True)  # type: ignore[attr-defined]
+        # Where it fails it prints the whole graph so far.
+        with any_length, torch.no_grad(), redirect_stderr(io.StringIO()):
             yield
     finally:
         solver.setLevel(level)

@@ -1,4 +1,4 @@
-"""Networks of timm in files: folders for timm and load_net, ONNX and .pt2, and those that cannot be written."""
+"""Networks of timm, and of the user's own, in files: folders, ONNX and .pt2, and those that cannot be written."""
 
 import json
 from pathlib import Path
@@ -8,10 +8,11 @@ import timm
 import torch
 
 import spp_cls
-from spp_cls import UserError
+from spp_cls import Backbone, UserError
 from spp_cls.export import formats, trials
 from spp_cls.export.exported import open_exported
-from tests.conftest import FEW_SIZES, write_checkpoint
+from spp_cls.models import backbone
+from tests.conftest import FEW_SIZES, Tool, error_of, write_checkpoint
 
 TIMM = {"name": "timm/resnet10t", "levels": (2, 1), "hidden": (), "std": (58.0, 57.0, 57.0), "interpolation": "bicubic"}
 
@@ -85,4 +86,31 @@ def test_what_an_exporter_cannot_follow_is_one_line(name: str, kind: str, messag
     with pytest.raises(UserError, match=message) as caught:
         formats.export_net(tmp_path / "a.ckpt", [kind], tmp_path / "out")
     assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+class BranchingBackbone(Backbone):
+    """Goes one of two ways, by the pixels of the image, which no exporter follows."""
+
+    def __init__(self, in_chans: int, width: float) -> None:
+        super().__init__()
+        self.conv = torch.nn.Conv2d(in_chans, 4, 3, stride=4)
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        maps = self.conv(images)
+        if maps.mean() > 1000:
+            maps = maps * 2
+        return maps
+
+
+@pytest.mark.parametrize("kind", ["onnx", "torch"])
+def test_a_backbone_of_ones_own_that_cannot_be_traced_is_one_line(
+    kind: str, tmp_path: Path, tool: Tool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(backbone._FACTORIES, "branching", BranchingBackbone)
+    write_checkpoint(tmp_path / "a.ckpt", name="branching", levels=(2, 1))
+    message = error_of(tool("spp_cls.export", "a.ckpt", f"format={kind}", "out=out"))
+    assert message.startswith(f"error: branching cannot be written as {kind} for images of any size: if maps.mean() > ")
+    assert "(test_timm_export.py) gives: Could not guard on data-dependent expression" in message
+    assert message.endswith(f"; leave {kind} out of format")
     assert not (tmp_path / "out").exists()
