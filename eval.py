@@ -20,6 +20,8 @@ from spp_cls.data.loading.workers import count_workers
 from spp_cls.data.sources import identify_source, open_source
 from spp_cls.evaluation.csv_files import check_distinct, check_writable
 from spp_cls.evaluation.evaluate import NeedsSPPError, OtherClassesError
+from spp_cls.evaluation.predictions import Predictions, write_csv
+from spp_cls.evaluation.protocols import Protocol
 from spp_cls.evaluation.report import (
     TEST_KEY,
     choose_protocols,
@@ -64,7 +66,7 @@ def test(keys: EvalKeys, cfg: DictConfig) -> None:
     done = fabric.broadcast(done)
     workers = count_workers(keys.data.num_workers, fabric.world_size // keys.trainer.num_nodes)
     test_members = partial(
-        evaluate_checkpoints, source=source, data=data, fabric=fabric, precision=keys.trainer.precision,
+        evaluate_checkpoints, source=source, data=data, fabric=fabric,
         max_pixels=keys.max_pixels, num_workers=workers, timeout=keys.data.timeout, done=done,
     )  # fmt: skip
     # A folder may have runs of other data sets, and some without SPP. What is named must run all that is asked.

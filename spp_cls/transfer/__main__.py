@@ -108,15 +108,17 @@ def main(arguments: Sequence[str]) -> None:
             accelerator=choose_accelerator(options.accelerator), devices=options.devices, num_nodes=options.num_nodes,
             precision=options.precision,  # type: ignore[arg-type]
         )  # fmt: skip
+    # What is computed, which may not be what was asked for: on CPUs 16-mixed is bf16-mixed.
+    precision = fabric.strategy.precision.precision
     folder = options.features or f"features/{data.name}-{facts.network_sha256[:12]}"
     # Known from the environment alone; processes that are yet to be started have none of their own.
     if getattr(rank_zero_only, "rank", 0) == 0:
         # Better to find what cannot be written before the work, and before there are other processes.
         check_files(options)
-        create_store(net, data.source, features, folder, options.precision)
+        create_store(net, data.source, features, folder, precision)
     fabric.launch()
     fabric.to_device(net.to(memory_format=torch.channels_last))
-    store = open_store(net, data.source, folder, options.precision)
+    store = open_store(net, data.source, folder, precision)
     if fabric.is_global_zero:
         for feature in without_length:
             print(f"left out: {feature}, as maps of whole images have no fixed length; level:6 and pool have")
@@ -190,6 +192,7 @@ def run(
                 svm=options.svm,
                 costs=" ".join(f"{cost:g}" for cost in options.C),
                 seed=options.seed,
+                precision=fabric.strategy.precision.precision,
                 seconds=seconds,
                 hardware=describe_hardware(fabric.device, fabric.world_size),
             )

@@ -44,7 +44,7 @@ def name_cost(row: Row) -> str:
 
 def get_setting(row: Row) -> tuple[str, ...]:
     """Return what rows must have in common to be compared: the network, the SVM and the images."""
-    names = ("network_sha256", "svm", "seed", "train_images", "test_images")
+    names = ("network_sha256", "precision", "svm", "seed", "train_images", "test_images")
     return (row["costs"] or name_cost(row), *(row[name] for name in names))
 
 

@@ -24,7 +24,8 @@ class TransferRow(NetFacts):
     Accuracy is the mean over classes, and that over images; average precision (of 11 points, exact) the mean over
     classes. `side` and C are those of each draw where they differ; with `is_side_chosen` the side is the best on the
     validation part. `by_draw` is the accuracy over classes, or the average precision of 11 points, of each draw.
-    `costs` are the values of C that were given, and `seed` that of the draws; rows of earlier versions have neither.
+    `costs` are the values of C that were given, `seed` is that of the draws and `precision` that of the features; rows
+    of earlier versions have none of them.
     """
 
     data: str
@@ -48,6 +49,7 @@ class TransferRow(NetFacts):
     map_exact: float | None
     validation: float | None
     by_draw: str
+    precision: str
     seconds: float
     spp_cls: str
     torch: str
@@ -60,7 +62,7 @@ def make_row(
 ) -> TransferRow:
     """Summarise the results of one layer and view, one a draw.
 
-    `others` are length, svm, costs, seed, seconds and hardware.
+    `others` are length, svm, costs, seed, precision, seconds and hardware.
     """
     main = [result.figures.mean for result in results]
     overall = [result.figures.overall for result in results if result.figures.overall is not None]
@@ -106,7 +108,7 @@ def _deviation(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-ROW_FILE = RowFile(TransferRow, "spp_cls.transfer", new_columns=("costs", "seed"))
+ROW_FILE = RowFile(TransferRow, "spp_cls.transfer", new_columns=("costs", "seed", "precision"))
 append_rows, read_rows = ROW_FILE.append, ROW_FILE.read
 
 # The columns that the other files begin with.

@@ -146,6 +146,10 @@ def test_a_sweep_tells_data_sets_and_precisions_apart(tmp_path: Path, command: C
     assert test("data.root=b/images") == [("images", 6)]
     assert test("data.root=a/images", "trainer.precision=bf16-mixed") == [("images", 3)]
     assert test("data.root=a/images") == test("data.root=b/images") == []
+    # Other names of what was computed: fp16 is not for CPUs.
+    cpu = ("data.root=a/images", "trainer.accelerator=cpu")
+    assert test(*cpu, "trainer.precision=32") == test(*cpu, "trainer.precision=16-mixed") == []
+    assert [each["precision"] for each in read_csv(tmp_path / "rows.csv")] == ["32-true", "32-true", "bf16-mixed"]
     custom = ("data.root=a/images", "protocol=custom", "positions=[full]")
     assert test(*custom, "scales=[256]") == test(*custom, "scales=[300]") == [("images", 3)]
     assert test(*custom, "scales=[256]") == []

@@ -217,6 +217,14 @@ def test_a_checkpoint_that_does_not_say_its_epoch(folder: Path, tool: Tool) -> N
     assert message.startswith("error: the checkpoint does not say its epoch; ")
 
 
+def test_the_precision_is_the_one_that_was_computed(folder: Path, tool: Tool) -> None:
+    keys = (*CALTECH, "layer=pool", "features=f", "out=t.csv", "trainer.accelerator=cpu")
+    for precision in ("16-mixed", "bf16-mixed"):
+        result = tool(*RUN, *keys, f"trainer.precision={precision}")
+        assert result.returncode == 0, result.stderr
+    assert [row["precision"] for row in read(folder / "t.csv")] == ["bf16-mixed", "bf16-mixed"]
+
+
 def test_features_of_another_network(folder: Path, tool: Tool) -> None:
     assert tool(*RUN, *CALTECH, "layer=pool", "features=f").returncode == 0
     message = error_of(tool(*RUN, *CALTECH, "layer=pool", "features=f", "untrained=true", "seed=1"))

@@ -183,7 +183,15 @@ def test_the_verdicts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "other",
-    [{"C": "0.0001"}, {"validation": 1.0}, {"costs": "1 10"}, {"train_images": 510}, {"test_images": 9}, {"seed": 1}],
+    [
+        {"C": "0.0001"},
+        {"validation": 1.0},
+        {"costs": "1 10"},
+        {"train_images": 510},
+        {"test_images": 9},
+        {"seed": 1},
+        {"precision": "bf16-mixed"},
+    ],
 )
 def test_only_rows_of_one_setting_are_compared(other: dict[str, Any], tmp_path: Path) -> None:
     given = {"C": "1", "train_images": 3060}
