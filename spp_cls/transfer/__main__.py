@@ -49,7 +49,7 @@ class Options:
     name: str | None = key(
         None, name="model.name", help="instead of ckpt: a network of build_net, such as timm/resnet50"
     )
-    pooling: str = key("spp", name="model.pooling", help="its pooling")
+    pooling: str | None = key(None, name="model.pooling", help="its pooling; null: spp")
     pretrained: bool = key(False, name="model.pretrained", help="published weights, which only networks of timm have")
     plugins: tuple[str, ...] = key((), help="modules to import first, which register backbones of your own")
     data: str = key(help="caltech101, voc2007, imagefolder, or any other data of train.py")
@@ -70,8 +70,8 @@ class Options:
     )
     side: tuple[int, ...] = key((224,), least=1, help="min side of the image in pixels; of a warped image, both")
     draws: int | None = key(None, least=1, help="random splits of caltech101; null: 10")
-    train: int = key(30, least=2, help="images of a class that train, in caltech101")
-    test: int = key(50, least=1, help="most images of a class that test, in caltech101")
+    train: int | None = key(None, least=2, help="images of a class that train, in caltech101; null: 30")
+    test: int | None = key(None, least=1, help="most images of a class that test, in caltech101; null: 50")
     seed: int = key(0, least=0, most=2**32 - 1, help="seed of the draws, and of new weights")
     C: tuple[float, ...] = key((1.0,), above=0, help="cost of the SVM; of several the best on a part of the training")
     choose_side: bool = key(False, help="add a row for each layer and view, of the best side on that part")
@@ -144,10 +144,12 @@ def find_net(options: Options) -> tuple[SPPNet, NetFacts]:
         raise UserError("untrained=true is for ckpt=PATH; without model.pretrained=true model.name=NAME is untrained")
     if options.ckpt and options.pretrained:
         raise UserError("model.pretrained=true is for model.name=NAME; ckpt=PATH has weights of its own")
+    if options.ckpt and options.pooling:
+        raise UserError("model.pooling is for model.name=NAME; ckpt=PATH has a pooling of its own: leave it out")
     if options.ckpt and options.name is None:
         return open_net(options.ckpt, options.untrained, options.seed)
     if options.name and options.ckpt is None:
-        return build_named_net(options.name, options.pooling, options.pretrained, options.seed)
+        return build_named_net(options.name, options.pooling or "spp", options.pretrained, options.seed)
     raise UserError("give a network: ckpt=PATH, or model.name=NAME, such as timm/resnet50 with model.pretrained=true")
 
 

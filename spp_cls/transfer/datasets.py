@@ -47,21 +47,30 @@ class TransferData:
 
 
 def open_transfer_data(
-    kind: str, root: str | Path, draws: int | None = None, train: int = 30, test: int = 50, seed: int = 0
+    kind: str,
+    root: str | Path,
+    draws: int | None = None,
+    train: int | None = None,
+    test: int | None = None,
+    seed: int = 0,
 ) -> TransferData:
     """Open caltech101, voc2007, or any kind of data that train.py takes: its train part trains, its val part tests.
 
-    `draws` (10), `train` and `test` (images of a class) are for caltech101; its draws are functions of `seed`.
+    `draws` (None: 10), `train` (30) and `test` (50 images of a class) are for caltech101; its draws are functions of
+    `seed`.
 
     Raises:
         UserError: if the folder is missing or not laid out as shipped, or a class has too few images.
     """
-    if kind != CALTECH and draws is not None:
-        raise UserError(f"draws are for data={CALTECH}; data={kind} says itself what trains and tests: leave draws out")
+    for name, value in {"draws": draws, "train": train, "test": test}.items():
+        if kind != CALTECH and value is not None:
+            raise UserError(
+                f"{name}={value} is for data={CALTECH}; data={kind} says itself what trains and tests: leave it out"
+            )
     if kind in (CALTECH, VOC) and not Path(root).is_dir():
         raise UserError(f"there is no folder {root}; set data.root to the data set's folder")
     if kind == CALTECH:
-        return _open_caltech(Path(root), 10 if draws is None else draws, train, test, seed)
+        return _open_caltech(Path(root), draws or 10, train or 30, test or 50, seed)
     data = _open_voc(Path(root)) if kind == VOC else _open_other(kind, root, seed)
     trained = data.targets[data.splits[0].train]
     for name, column in zip(data.class_names, trained.T, strict=True):

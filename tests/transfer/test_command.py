@@ -185,6 +185,15 @@ def test_new_weights_an_exported_folder_and_an_image_folder(folder: Path, tool: 
         (("trainer.devices=5000",), "trainer.devices is a value whose numbers are from -1 to 4096, not 5000"),
         (("model.name=zf5",), "error: give a network: ckpt=PATH, or model.name=NAME"),
         (("model.name=zf5", "untrained=true"), "error: untrained=true is for ckpt=PATH; "),
+        (
+            ("data=imagefolder", "draws=null", "test=null"),
+            "error: train=4 is for data=caltech101; data=imagefolder says",
+        ),
+        (
+            ("data=voc2007", "draws=null", "train=null"),
+            "error: test=3 is for data=caltech101; data=voc2007 says itself",
+        ),
+        (("model.pooling=avg",), "error: model.pooling is for model.name=NAME; ckpt=PATH has a pooling of its own"),
         (("model.pretrained=true",), "error: model.pretrained=true is for model.name=NAME; "),
     ],
 )

@@ -98,7 +98,7 @@ def test_wrong_layouts(tmp_path: Path) -> None:
         open_transfer_data("caltech101", tmp_path)
     with pytest.raises(UserError, match=r"has no VOCdevkit/VOC2007/ImageSets/Main; set data.root"):
         open_transfer_data("voc2007", tmp_path)
-    with pytest.raises(UserError, match="draws are for data=caltech101"):
+    with pytest.raises(UserError, match="draws=3 is for data=caltech101"):
         open_transfer_data("voc2007", tmp_path, draws=3)
     lists = write_voc(tmp_path, TARGETS) / "VOCdevkit/VOC2007/ImageSets/Main"
     text = (lists / "dog_test.txt").read_text()
