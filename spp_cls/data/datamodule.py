@@ -76,7 +76,7 @@ class ImageNetDataModule(pl.LightningDataModule):
         super().__init__()
         check_fields(DataKeys(kind, str(root), num_workers, timeout, batch_size, cache), "data.")
         # Those of every network, whose configuration checks them.
-        network = create_config("zf5", input_size=crop, mean=tuple(mean), std=tuple(std), interpolation=interpolation)
+        network = create_config("zf5", input_size=crop, mean=mean, std=std, interpolation=interpolation)
         self.kind = kind
         self.root = root
         self.batch_size = batch_size
