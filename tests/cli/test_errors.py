@@ -132,6 +132,7 @@ def test_an_interrupt_is_none(tmp_path: Path) -> None:
         end_in_one_line(interrupt, tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("number", "program", "status", "line"),
     [
