@@ -75,9 +75,10 @@ def _describe_noise(rows: Sequence[TextRow]) -> str:
 def build_ensembles_table(rows: Sequence[TextRow], title: str) -> Table:
     """Build the table of ensembles: the error of averaged scores, beside their networks' where these are known."""
     header = ("net", "pooling", "sizes", "seeds", "protocol", "ensemble", "its networks", "gain over their mean")
-    alone = {tuple(row[name] for name in _TEST): row for row in select_single(rows)}
+    single = select_single(rows)
+    alone = {tuple(row[name] for name in _TEST): row for row in single}
     cells = []
-    for ensemble in (row for row in rows if row not in select_single(rows)):
+    for ensemble in (row for row in rows if row not in single):
         test = tuple(ensemble[name] for name in _TEST[1:])
         members = [alone.get((path, *test)) for path in ensemble["checkpoint"].split(JOINT)]
         error, shown = float(ensemble["top1_error"]), ["", ""]

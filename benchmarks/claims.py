@@ -9,7 +9,7 @@ from scipy.stats import t
 
 from spp_cls.cli.terminal import Table
 from spp_cls.evaluation.protocols import make_protocol
-from spp_cls.evaluation.seeds import TextRow, keep_last, select_single
+from spp_cls.evaluation.seeds import TextRow, select_single
 
 # The level of the intervals, and the degrees of freedom below which there is none: two runs show no spread.
 LEVEL = 0.95
@@ -129,7 +129,7 @@ class Difference(NamedTuple):
 
 def find_differences(claim: Claim, rows: Sequence[TextRow]) -> list[Difference]:
     """Return the difference of each pair of runs that a claim is about."""
-    rows = keep_last(select_single(rows))
+    rows = select_single(rows)
     worse = {_get_pair(claim, row): row for row in rows if claim.worse.matches(row)}
     differences = []
     for row in rows:

@@ -112,9 +112,9 @@ def evaluate(
 
 def check_protocols(net: SPPNet, protocols: Sequence[Protocol]) -> None:
     """Raise UserError if the network cannot run a protocol: NeedsSPPError, if it is for the want of SPP."""
-    on_maps = [protocol for protocol in protocols if any(view.on_maps for view in protocol.views)]
-    if on_maps and not net.config.takes_any_size:
-        raise NeedsSPPError(on_maps, net)
+    unsuitable = [protocol for protocol in protocols if protocol.needs_spp and not net.config.takes_any_size]
+    if unsuitable:
+        raise NeedsSPPError(unsuitable, net)
     for protocol in protocols:
         if not protocol.views:
             raise UserError(f"{protocol.name} has no views; give it one or more")

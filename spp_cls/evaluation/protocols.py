@@ -48,6 +48,11 @@ class Protocol(NamedTuple):
     name: str
     views: tuple[View, ...]
 
+    @property
+    def needs_spp(self) -> bool:
+        """Whether only networks that take any size can run it: some view is pooled on the map of a larger image."""
+        return any(view.on_maps for view in self.views)
+
 
 def _make_views(
     scale: int, positions: Sequence[Position | None], flips: bool, on_maps: bool = True

@@ -91,9 +91,7 @@ def choose_protocols(
 def list_protocols(nets: Sequence[SPPNet]) -> list[Protocol]:
     """Return every protocol that all of the networks can run: without SPP, those on crops."""
     take_any_size = all(net.config.takes_any_size for net in nets)
-    return [
-        protocol for protocol in PROTOCOLS.values() if take_any_size or not any(view.on_maps for view in protocol.views)
-    ]
+    return [protocol for protocol in PROTOCOLS.values() if take_any_size or not protocol.needs_spp]
 
 
 def evaluate_checkpoints(

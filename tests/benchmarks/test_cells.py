@@ -103,6 +103,15 @@ def test_rows_of_other_networks_are_no_cells(mini_tables: ModuleType, tmp_path: 
     assert [row["top1_error"] for row in mini_tables.read_imagenette(tmp_path)] == ["33.0", "31.0", "32.0"]
 
 
+def test_a_run_that_was_tested_again_counts_once(mini_tables: ModuleType, tmp_path: Path) -> None:
+    early = rows("spp", "single", "full1", [70.0], checkpoint_sha256="of an earlier epoch")
+    late = rows("spp", "single", "full1", [39.0, 40.1])
+    crop1 = rows("spp", "single", "crop1", [40.0])
+    write_results(tmp_path, [*early, *crop1, *late])
+    # The place of a row is that of the first test of its run.
+    assert [row["top1_error"] for row in mini_tables.read_imagenette(tmp_path)] == ["39.0", "40.0", "40.1"]
+
+
 def test_hours_are_those_of_the_median_epoch_and_test(mini_tables: ModuleType, tmp_path: Path) -> None:
     # The second run stood still in its second epoch, and so did the third test. Protocols of one test share its time.
     write_curves(tmp_path, {("single", 0): [(0, 1800)] * 2, ("single", 1): [(0, 3600), (0, 90000), (0, 3600)]})

@@ -116,15 +116,6 @@ def test_several_networks_have_a_line_each_and_their_mean(claims: ModuleType) ->
     assert [line[4] for line in lines] == ["confirmed", "not resolved", "not resolved"]
 
 
-def test_a_run_that_was_tested_again_counts_once(claims: ModuleType) -> None:
-    crop1 = rows("spp", "single", "crop1", [40.0, 41.0, 42.0])
-    early = rows("spp", "single", "full1", [70.0], checkpoint_sha256="of an earlier epoch")
-    full1 = rows("spp", "single", "full1", [39.0, 40.1, 40.9])
-    expected = claims.build_claims_table([*crop1, *full1], "title")
-    assert claims.build_claims_table([*early, *crop1, *full1], "title") == expected
-    assert expected[2][0][2] == "3"
-
-
 def test_runs_of_one_seed_resolve_nothing(claims: ModuleType) -> None:
     found = [
         row
