@@ -20,7 +20,7 @@ from spp_cls.data.loading.workers import count_workers
 from spp_cls.data.sources import identify_source, open_source
 from spp_cls.evaluation.csv_files import check_distinct, check_writable
 from spp_cls.evaluation.evaluate import NeedsSPPError, OtherClassesError
-from spp_cls.evaluation.predictions import Predictions, write_csv
+from spp_cls.evaluation.predictions import COLUMNS, Predictions, write_csv
 from spp_cls.evaluation.protocols import Protocol
 from spp_cls.evaluation.report import (
     TEST_KEY,
@@ -61,7 +61,7 @@ def test(keys: EvalKeys, cfg: DictConfig) -> None:
         if keys.out:
             append_csv([], keys.out)
         if keys.predictions:
-            check_writable(keys.predictions, "predictions")
+            check_writable(keys.predictions, "predictions", COLUMNS)
     # Others may have added rows between the readings of two processes.
     done = fabric.broadcast(done)
     workers = count_workers(keys.data.num_workers, fabric.world_size // keys.trainer.num_nodes)

@@ -156,11 +156,20 @@ def check_distinct(**paths: str | None) -> None:
             raise UserError(f"{other} and {key} name one file, {path}; name another file for one of them")
 
 
-def check_writable(path: str | Path, key: str) -> None:
-    """Raise UserError if write_lines could not write a file, before the work that it is for; what is there stays."""
+def check_writable(path: str | Path, key: str, columns: Sequence[str]) -> None:
+    """Check, before the work that it is for, that write_lines can write a file; what is there stays.
+
+    Raises:
+        UserError: if it cannot, or if it would overwrite something else than a file that begins with these columns.
+    """
     path = Path(path)
     with explain_write_errors(path, key):
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             check_regular(path)
+            with path.open("rb") as file:
+                begin = ",".join(columns).encode()
+                found = file.read(len(begin))
+            if found and found != begin:
+                raise UserError(f"{path} holds something else than {key}; choose another file with {key}=PATH")
         tempfile.TemporaryFile(dir=path.parent).close()

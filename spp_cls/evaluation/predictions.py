@@ -11,6 +11,9 @@ from spp_cls.data.sources import ImageSource
 from spp_cls.evaluation.csv_files import write_lines
 from spp_cls.models.head import find_best_classes
 
+# The columns that a file of predictions begins with.
+COLUMNS = ("protocol", "image", "label")
+
 
 @dataclass(frozen=True)
 class Predictions:
@@ -69,7 +72,7 @@ def write_csv(predictions: Mapping[str, Predictions], source: ImageSource, path:
     """
     names = source.class_names
     ranks = range(1, 1 + min(5, len(names)))
-    header = ["protocol", "image", "label", *(f"class{rank}" for rank in ranks), *(f"score{rank}" for rank in ranks)]
+    header = [*COLUMNS, *(f"class{rank}" for rank in ranks), *(f"score{rank}" for rank in ranks)]
     write_lines(path, header, _list_lines(predictions, source), "predictions")
 
 

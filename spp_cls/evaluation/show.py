@@ -11,6 +11,7 @@ from spp_cls.cli.schema import key
 from spp_cls.cli.targets import import_plugins
 from spp_cls.data.loading.dataset import read_image
 from spp_cls.data.sources.files import open_files
+from spp_cls.evaluation.csv_files import check_distinct
 from spp_cls.evaluation.pictures import draw_views
 from spp_cls.evaluation.protocols import REFERENCE_SIDE
 from spp_cls.models.checkpoint import load_net
@@ -41,6 +42,7 @@ def main(arguments: Sequence[str]) -> None:
     check_png(options.out, "out")
     if not is_file(names[1]):
         raise UserError(f"there is no image {names[1]}, or it is no file; give an image file")
+    check_distinct(IMAGE=names[1], out=options.out)
     net = load_net(names[0])
     picture = draw_views(net, read_image(open_files(names[1:]), 0), options.scale, options.channel)
     with explain_write_errors(options.out, "out"):

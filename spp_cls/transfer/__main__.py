@@ -29,7 +29,15 @@ from spp_cls.transfer.features.extraction import create_store, extract_features,
 from spp_cls.transfer.features.layers import VIEWS, Feature, choose_features
 from spp_cls.transfer.features.store import FeatureStore
 from spp_cls.transfer.nets import NetFacts, build_named_net, open_net
-from spp_cls.transfer.rows import TransferRow, append_rows, make_row, write_classes, write_predictions
+from spp_cls.transfer.rows import (
+    CLASSES_COLUMNS,
+    PREDICTIONS_COLUMNS,
+    TransferRow,
+    append_rows,
+    make_row,
+    write_classes,
+    write_predictions,
+)
 from spp_cls.transfer.svm import Solver, check_scikit_learn
 from spp_cls.transfer.tables import RESULT_HEADER, describe_row
 
@@ -157,9 +165,10 @@ def check_files(options: Options) -> None:
     """Raise UserError if one of the files that the keys name cannot be written."""
     if options.out:
         append_rows([], options.out)
-    for name in ("classes", "predictions"):
-        if path := getattr(options, name):
-            check_writable(path, name)
+    if options.classes:
+        check_writable(options.classes, "classes", CLASSES_COLUMNS)
+    if options.predictions:
+        check_writable(options.predictions, "predictions", PREDICTIONS_COLUMNS)
 
 
 def run(

@@ -113,6 +113,8 @@ append_rows, read_rows = ROW_FILE.append, ROW_FILE.read
 
 # The columns that the other files begin with.
 _PLACE = ("layer", "view", "side", "draw")
+CLASSES_COLUMNS = (*_PLACE, "class")
+PREDICTIONS_COLUMNS = (*_PLACE, "image", "label")
 
 
 def write_classes(data: TransferData, results: Sequence[DrawResult], path: str | Path) -> None:
@@ -122,7 +124,7 @@ def write_classes(data: TransferData, results: Sequence[DrawResult], path: str |
         UserError: if the file cannot be written.
     """
     metrics = ("ap_11", "ap_exact") if data.has_several_labels else ("accuracy",)
-    write_lines(path, (*_PLACE, "class", *metrics), _list_class_lines(data, results), "classes")
+    write_lines(path, (*CLASSES_COLUMNS, *metrics), _list_class_lines(data, results), "classes")
 
 
 def _list_class_lines(data: TransferData, results: Sequence[DrawResult]) -> Iterator[tuple[object, ...]]:
@@ -144,7 +146,7 @@ def write_predictions(data: TransferData, results: Sequence[DrawResult], path: s
     names = data.class_names
     ranks = range(1, 1 + min(5, len(names)))
     best = [*(f"class{rank}" for rank in ranks), *(f"score{rank}" for rank in ranks)]
-    header = (*_PLACE, "image", "label", *(names if data.has_several_labels else best))
+    header = (*PREDICTIONS_COLUMNS, *(names if data.has_several_labels else best))
     lines = (line for result in results for line in _list_prediction_lines(data, result))
     write_lines(path, header, lines, "predictions")
 

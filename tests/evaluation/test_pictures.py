@@ -81,6 +81,7 @@ def test_the_command_writes_a_picture(tmp_path: Path, tool: Tool) -> None:
         (["best.ckpt", "photo.jpg", "scale=100"], "scale is a whole number from 224"),
         (["plain.ckpt", "photo.jpg"], "the network has no SPP"),
         (["best.ckpt", "photo.jpg", "out=a.svg"], "out=a.svg: the picture is a PNG; give it a name that ends in .png"),
+        (["best.ckpt", "photo.png", "out=./photo.png"], "IMAGE and out name one file, ./photo.png; name another file"),
         (["best.ckpt", "photo.jpg", "out=no/folder/a.png"], "cannot write no/folder/a.png: No such file or directory"),
     ],
 )
@@ -88,6 +89,7 @@ def test_errors_are_one_line(arguments: list[str], message: str, tmp_path: Path,
     write_checkpoint(tmp_path / "best.ckpt", input_size=64)
     write_checkpoint(tmp_path / "plain.ckpt", pooling="none", input_size=64)
     write_image(tmp_path / "photo.jpg", 100, 150, (90, 120, 200))
+    write_image(tmp_path / "photo.png", 100, 150, (90, 120, 200))
     assert message in error_of(tool("spp_cls.evaluation.show", *arguments))
     assert not (tmp_path / "views.png").exists()
 

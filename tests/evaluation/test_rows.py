@@ -54,6 +54,18 @@ def test_rows_and_predictions_are_not_written_to_one_file(other: str, tmp_path: 
     assert (tmp_path / "same.csv").read_bytes() == before
 
 
+@pytest.mark.parametrize("other", ["a.ckpt", "old.csv"])
+def test_predictions_do_not_overwrite_other_files(other: str, tmp_path: Path, command: Command) -> None:
+    append_csv([row()], tmp_path / "old.csv")
+    write_checkpoint(tmp_path / "a.ckpt", class_names=CLASSES)
+    write_image_folder(tmp_path / "images")
+    before = (tmp_path / other).read_bytes()
+    keys = ("data=imagefolder", "data.root=images", "protocol=crop1", "data.num_workers=0")
+    message = error_of(command("eval.py", "ckpt=a.ckpt", *keys, f"predictions={other}"))
+    assert message == f"error: {other} holds something else than predictions; choose another file with predictions=PATH"
+    assert (tmp_path / other).read_bytes() == before
+
+
 def test_names_that_are_not_text_keep_their_bytes(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     for number in range(2):

@@ -180,6 +180,7 @@ def test_new_weights_an_exported_folder_and_an_image_folder(folder: Path, tool: 
         (("layers=pool",), "error: there is no key layers; did you mean layer?"),
         (("out=a.csv", "classes=./a.csv"), "error: out and classes name one file, ./a.csv; name another file"),
         (("classes=a.csv", "predictions=a.csv"), "error: classes and predictions name one file, a.csv; "),
+        (("predictions=net.ckpt",), "error: net.ckpt holds something else than predictions; choose another file"),
         (("out=net.ckpt/t.csv",), "error: cannot write net.ckpt/t.csv: "),
         (("trainer.devices=0",), "error: trainer: "),
         (("trainer.devices=5000",), "trainer.devices is a value whose numbers are from -1 to 4096, not 5000"),
