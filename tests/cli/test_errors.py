@@ -12,7 +12,7 @@ from spp_cls.cli import errors
 from spp_cls.cli.errors import end_in_one_line
 from spp_cls.training.module import LitClassifier
 from tests.conftest import Command, Tool, error_of
-from tests.training.test_checkpointing import RUN
+from tests.training.run.test_checkpointing import RUN
 
 LINE = re.compile(r"error: unexpected error: ZeroDivisionError: division by zero; the details are in (\S+\.log)\n")
 

@@ -19,7 +19,7 @@ from spp_cls.evaluation import PROTOCOLS, evaluate
 from spp_cls.models.checkpoint import load_checkpoint
 from tests.conftest import REPOSITORY, Command, Tool, write_image_folder
 from tests.server import Server
-from tests.training.test_resume import STEP, Runs, assert_same
+from tests.training.run.test_resume import STEP, Runs, assert_same
 
 pytestmark = pytest.mark.gpu
 
@@ -46,7 +46,7 @@ def test_a_killed_run_ends_with_the_same_bits(
     accelerator: str, precision: str, data: tuple[str, ...], runs: Runs, tmp_path: Path
 ) -> None:
     if accelerator == "cpu" and precision == "16-mixed":
-        pytest.skip("Lightning trains in float16 on a GPU alone; tests/training/test_resume.py has more on a CPU")
+        pytest.skip("Lightning trains in float16 on a GPU alone; tests/training/run/test_resume.py has more on a CPU")
     keys = (
         f"trainer.accelerator={accelerator}", f"trainer.precision={precision}", "plugins=[tests.gpu.deterministic]",
         "compile=false", "sizes=alternate", "trainer.max_epochs=2",
@@ -76,7 +76,7 @@ def test_processes_of_torchrun_train_as_one(
 ) -> None:
     # NCCL with a process for each GPU, even if that is one.
     if device.type == "cpu":
-        pytest.skip("CUDA alone has NCCL; tests/training/test_processes.py has gloo and torchrun on a CPU")
+        pytest.skip("CUDA alone has NCCL; tests/training/run/test_processes.py has gloo and torchrun on a CPU")
     processes = torch.cuda.device_count()
     if 8 % processes:
         pytest.skip(f"a batch of 8 does not divide by {processes} GPUs")

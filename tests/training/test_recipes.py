@@ -18,7 +18,7 @@ from spp_cls.data.loading.batch import Batch
 from spp_cls.data.transforms.augmentation import Augmentation
 from spp_cls.data.transforms.standard import MixAugmentation, StrongAugmentation
 from spp_cls.training import LitClassifier
-from tests.training.recorded_train import digest_batch
+from tests.training.run.recorded_train import digest_batch
 from tests.training.test_schedules import StopHereError
 
 

@@ -17,8 +17,8 @@ import pytest
 from spp_cls.data.loading.workers import count_cpus, count_workers
 from spp_cls.models.checkpoint import load_checkpoint
 from tests.conftest import REPOSITORY, write_image_folder
-from tests.test_running_docs import COMMANDS, SMALL, TEXT
-from tests.training import fake_slurm
+from tests.docs.test_running_docs import COMMANDS, SMALL, TEXT
+from tests.training.run import fake_slurm
 
 (SCRIPT,) = re.findall(r"```bash\n(.*?)```", TEXT, re.DOTALL)
 # Twelve steps of two images a process in each of two epochs.

@@ -17,8 +17,8 @@ from spp_cls.models.checkpoint import load_checkpoint
 from spp_cls.training.run import overwriting
 from spp_cls.training.run.overwriting import Overwriting
 from tests.conftest import Command, error_of
-from tests.training.test_checkpointing import RUN
-from tests.training.test_resume import Runs, runs  # noqa: F401 (a fixture)
+from tests.training.run.test_checkpointing import RUN
+from tests.training.run.test_resume import Runs, runs  # noqa: F401 (a fixture)
 
 OLD = {"last.ckpt": "old", "best.ckpt": "old", "config.yaml": "old", "tensorboard/a": "old", "csv/metrics.csv": "old"}
 # The checkpoint is written last.

@@ -17,7 +17,7 @@ from spp_cls.cli.command import run
 from spp_cls.data.loading.batch import Batch
 from spp_cls.training.module import LitClassifier
 
-REPOSITORY = Path(__file__).parent.parent.parent
+REPOSITORY = Path(__file__).parents[3]
 step, validation_step = LitClassifier.training_step, LitClassifier.validation_step
 call, number, *places = os.environ.get("STRIKE", "0:0").split(":")
 place = places[0] if places else "training_step"

@@ -17,8 +17,8 @@ import torch
 
 from spp_cls.models.checkpoint import load_checkpoint
 from tests.conftest import REPOSITORY, Result, write_image_folder
+from tests.docs.test_running_docs import COMMANDS
 from tests.server import Server
-from tests.test_running_docs import COMMANDS
 
 pytestmark = pytest.mark.slow
 
@@ -64,7 +64,7 @@ class Training:
         return {"RECORD": str(record), "STRIKE": strike, "OMP_NUM_THREADS": "1"}
 
     def _complete(self, line: str, name: str, keys: Sequence[str]) -> list[str]:
-        script = str(REPOSITORY / "tests/training/recorded_train.py")
+        script = str(REPOSITORY / "tests/training/run/recorded_train.py")
         words = [script if word == "train.py" else word for word in shlex.split(line)]
         return [*words, *RUN, *keys, f"name={name}"]
 

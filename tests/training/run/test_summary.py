@@ -9,7 +9,7 @@ import pytest
 from spp_cls.models.checkpoint import count_epochs, load_checkpoint
 from tests.conftest import Command
 from tests.test_newcomers import MODULE
-from tests.training.test_checkpointing import RUN
+from tests.training.run.test_checkpointing import RUN
 
 SOURCE = """
 def open_mine(root, split):

@@ -14,7 +14,7 @@ from spp_cls.data.pack import main, verify
 from spp_cls.data.sources import open_source
 from spp_cls.data.sources.files import ImageFiles
 from tests.conftest import write_image
-from tests.data.test_pack import write_parquet
+from tests.data.sources.test_pack import write_parquet
 
 
 def write_split(root: Path, name: str, class_names: tuple[str, ...], is_noted: bool = True) -> None:

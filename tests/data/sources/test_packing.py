@@ -11,7 +11,7 @@ from spp_cls.data.sources import open_source, packing
 from spp_cls.data.sources.packed import PackedImages
 from spp_cls.data.sources.packing import PackSettings, pack
 from tests.conftest import write_image_folder
-from tests.data.test_pack import sources
+from tests.data.sources.test_pack import sources
 
 
 def test_a_batch_of_the_largest_images_fits_into_an_arrow_column() -> None:

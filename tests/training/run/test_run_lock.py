@@ -16,7 +16,7 @@ from spp_cls.cli.files import lock_file
 from spp_cls.training.run import lock as run_lock
 from spp_cls.training.run.lock import RunLock
 from tests.server import Server
-from tests.training.test_resume import STEP, Runs, runs  # noqa: F401 (a fixture)
+from tests.training.run.test_resume import STEP, Runs, runs  # noqa: F401 (a fixture)
 
 
 def start_owner(folder: Path) -> tuple[int, int]:

@@ -10,8 +10,8 @@ from spp_cls import UserError
 from spp_cls.models.checkpoint import load_checkpoint
 from spp_cls.training.run.folder import check_names
 from tests.conftest import CLASSES, Command, error_of
-from tests.training.test_checkpointing import RUN
-from tests.training.test_overwriting import read_files
+from tests.training.run.test_checkpointing import RUN
+from tests.training.run.test_overwriting import read_files
 
 
 @pytest.mark.parametrize(
