@@ -1,6 +1,7 @@
 """The charts of the documents, drawn from results/: python benchmarks/charts.py."""
 
 import csv
+import hashlib
 import json
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -17,7 +18,14 @@ from spp_cls.cli.errors import end_in_one_line
 from spp_cls.evaluation.seeds import compute_spread, select_single
 
 REPOSITORY = Path(__file__).parent.parent
-IMAGES = REPOSITORY / "docs/images"
+RESULTS, IMAGES = REPOSITORY / "results", REPOSITORY / "docs/images"
+
+# The files in results/ that each chart is drawn from.
+SOURCES = {
+    "speed": ("train_step.json", "loader.json", "multiview.json"),
+    "errors": ("mini.csv",),
+    "curves": ("curves/mini.csv",),
+}
 
 # Okabe and Ito's colours, which colour-blind people can tell apart.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7")
@@ -141,19 +149,23 @@ def _read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def identify_sources(name: str) -> str:
+    """Return the digest of the files that a chart is drawn from, which its file keeps."""
+    return hashlib.sha256(b"".join((RESULTS / file).read_bytes() for file in SOURCES[name])).hexdigest()
+
+
 def main() -> None:
     """Draw the charts whose results there are."""
-    results = REPOSITORY / "results"
-    charts: dict[str, Callable[[], Figure]] = {"speed": lambda: draw_speed(results)}
-    if errors := select_single(read_imagenette(results)):
+    charts: dict[str, Callable[[], Figure]] = {"speed": lambda: draw_speed(RESULTS)}
+    if errors := select_single(read_imagenette(RESULTS)):
         charts["errors"] = lambda: draw_errors(errors)
-    if curves := _read(results / "curves/mini.csv"):
+    if curves := _read(RESULTS / "curves/mini.csv"):
         charts["curves"] = lambda: draw_curves(curves)
     IMAGES.mkdir(parents=True, exist_ok=True)
     matplotlib.rcParams["svg.hashsalt"] = "spp_cls"
     for name, draw in charts.items():
         # Without the date, and with names that are not random, the same results give the same file.
-        draw().savefig(IMAGES / f"{name}.svg", metadata={"Date": None})
+        draw().savefig(IMAGES / f"{name}.svg", metadata={"Date": None, "Source": identify_sources(name)})
         print(f"docs/images/{name}.svg")
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_commands import run_commands, stop
+from gpu_commands import GRACE_SECONDS, run_commands, stop
 from gpu_parts import PARTS, Kit, Part, SkipError
 from timing import choose_device, describe_run, write_json
 
@@ -49,8 +49,10 @@ def run_part(name: str, part: Part, kit: Kit, deadline: float) -> dict[str, Any]
     start = time.monotonic()
     try:
         commands = part.list_commands(kit)
-    except SkipError as reason:
-        return {"part": name, "status": "skipped", "seconds": 0.0, "reason": str(reason), "commands": []}
+    except (SkipError, UserError) as reason:
+        # A damaged data set ends the parts that read it, and no other.
+        status = "skipped" if isinstance(reason, SkipError) else "failed"
+        return {"part": name, "status": status, "seconds": 0.0, "reason": str(reason), "commands": []}
     environment = {"SPP_CLS_DEVICE": kit.device, "PYTHONUNBUFFERED": "1"}
     if kit.device == "cpu":
         environment |= {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
@@ -106,16 +108,18 @@ def main(arguments: Sequence[str]) -> None:
     out.mkdir(parents=True, exist_ok=True)
     results = describe_run("bash benchmarks/gpu.sh", device, size=options.size, cpus=count_cpus(), parts=[])
     earlier = read_earlier(out / "summary.json", results, chosen)
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: stop.set())
-    end = time.monotonic() + 60 * options.minutes
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda *_: stop.set())
+    end = time.monotonic() + 60 * options.minutes - GRACE_SECONDS
     with tempfile.TemporaryDirectory() as scratch:
         kit = Kit(
             device=options.device, is_toy=is_toy, data=Path(options.data).absolute(), out=out, runs=runs,
             scratch=Path(scratch), at_once=options.at_once or max(1, count_cpus() // 4), hardware=results["hardware"],
         )  # fmt: skip
-        for name in chosen:
-            found = run_part(name, PARTS[name], kit, min(end, time.monotonic() + PARTS[name].seconds))
+        for number, name in enumerate(chosen):
+            # What earlier parts did not need is shared by those that are left.
+            now, shares = time.monotonic(), [PARTS[each].share for each in chosen[number:]]
+            found = run_part(name, PARTS[name], kit, now + (end - now) * shares[0] / sum(shares))
             results["parts"].append(found)
             print(f"{name}: {found['status']} after {found['seconds']:.0f} s", flush=True)
             print_failures(found)

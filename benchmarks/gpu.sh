@@ -25,8 +25,20 @@ for argument in "$@"; do
 done
 
 export PYTHONPATH="$path${PYTHONPATH:+:$PYTHONPATH}"
-if ! "$python" -c 'import importlib.util, sys; sys.exit(importlib.util.find_spec("torch") is None)'; then
-  echo "error: $python has no torch; set PYTHON to one that has it, or install the repository (README.md)" >&2
+missing="$("$python" - <<'END'
+from importlib.util import find_spec
+
+modules = {
+    "torch": "torch", "torchvision": "torchvision", "pytorch-lightning": "pytorch_lightning", "hydra-core": "hydra",
+    "omegaconf": "omegaconf", "antlr4-python3-runtime": "antlr4", "timm": "timm", "tensorboard": "tensorboard",
+    "numpy": "numpy", "pillow": "PIL", "simplejpeg": "simplejpeg", "tqdm": "tqdm", "tabulate": "tabulate",
+    "pyarrow": "pyarrow", "pytest": "pytest", "pytest-xdist": "xdist",
+}
+print(", ".join(package for package, module in modules.items() if find_spec(module) is None))
+END
+)"
+if [[ -n "$missing" ]]; then
+  echo "error: $python lacks $missing; set PYTHON to one that has all, or give them by wheels=FOLDER" >&2
   exit 1
 fi
 "$python" "$repository/benchmarks/gpu.py" "${arguments[@]}"

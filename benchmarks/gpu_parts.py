@@ -1,4 +1,4 @@
-"""The parts of the kit for GPUs: what each runs, how long it may take, and what it needs."""
+"""The parts of the kit for GPUs: what each runs, its share of the time, and what it needs."""
 
 import io
 from collections.abc import Callable
@@ -169,22 +169,25 @@ def _list_protocols(kit: Kit) -> list[Command]:
 
 
 class Part(NamedTuple):
-    """A part: its commands, the seconds that they may take together, and whether they run side by side."""
+    """A part: its share of the time that is left, in proportion to the others', and its commands.
 
-    seconds: int
+    `is_parallel`: whether the commands run side by side.
+    """
+
+    share: int
     list_commands: Callable[[Kit], list[Command]]
     is_parallel: bool = False
 
 
 # What tells most comes first: time may be short.
 PARTS = {
-    "tests": Part(480, _list_tests),
-    "steps": Part(360, _list_steps),
-    "feed": Part(90, _list_feed),
-    "lrn": Part(60, _list_lrn),
-    "spp": Part(60, _list_spp),
-    "multiview": Part(120, _list_multiview),
-    "loader": Part(120, _list_loader),
-    "mini": Part(540, _list_mini, is_parallel=True),
-    "protocols": Part(180, _list_protocols),
+    "tests": Part(8, _list_tests),
+    "steps": Part(6, _list_steps),
+    "feed": Part(2, _list_feed),
+    "lrn": Part(1, _list_lrn),
+    "spp": Part(1, _list_spp),
+    "multiview": Part(2, _list_multiview),
+    "loader": Part(2, _list_loader),
+    "mini": Part(9, _list_mini, is_parallel=True),
+    "protocols": Part(3, _list_protocols),
 }

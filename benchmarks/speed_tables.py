@@ -16,7 +16,8 @@ def build_data_tables(folder: str | Path) -> list[Table]:
     ours = [name for name in rates if name.startswith("ours")]
     header = ("images a second, one core", *(f"{name} / this" for name in ours))
     rows = [[name, *(f"{rates[own] / rate:.2f}" for own in ours)] for name, rate in rates.items()]
-    return [(f"Photographs as shipped, to crops of 224 ({describe(found)})", header, rows)]
+    title = f"JPEG files of {found['mean_kilobytes']:.0f} kB on average, to crops of 224 ({describe(found)})"
+    return [(title, header, rows)]
 
 
 def build_testing_tables(folder: str | Path) -> list[Table]:

@@ -101,7 +101,7 @@ def prepare(version: str, setting: Setting, device: torch.device) -> Callable[[]
         torch.set_float32_matmul_precision("high" if device.type == "cuda" else "highest")
         if device.type == "cpu":
             keep_freed_memory()
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-5, momentum=0.9, fused=version != "plain")
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-5, momentum=0.9, fused=None if version == "plain" else True)
     images = torch.randn(batch, 3, size, size, device=device).to(memory_format=layout)
     labels = torch.randint(1000, (batch,), device=device)
     context = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16-mixed")

@@ -29,7 +29,7 @@ class Backbone(nn.Module):
         raise NotImplementedError
 
     def init_weights(self, init: str) -> None:
-        """Set the first weights of `model.init`, paper or kaiming; here they stay as PyTorch made them."""
+        """Set the initial weights of `model.init`, paper or kaiming; here they stay as PyTorch made them."""
 
     def windowed_layers(self) -> list[WindowedLayer]:
         """Return the layers that change the size of a map, from the image on."""
@@ -158,7 +158,7 @@ class PaperBackbone(Backbone):
         return {name: layers[name.replace("conv", "relu")] for name in layers if name.startswith("conv")}
 
     def init_weights(self, init: str) -> None:
-        """Set the first weights: N(0, 0.01) with AlexNet's biases (paper), or He's with biases 0 (kaiming)."""
+        """Set the initial weights: N(0, 0.01) with AlexNet's biases (paper), or He's with biases 0 (kaiming)."""
         convs = [layer for layer in self.modules() if isinstance(layer, nn.Conv2d)]
         for conv, bias in zip(convs, self._first_biases, strict=True):
             init_layer(conv, init, bias)
@@ -170,7 +170,7 @@ def scale_width(channels: int, width: float) -> int:
 
 
 def init_layer(layer: nn.Conv2d | nn.Linear, init: str, bias: float) -> None:
-    """Set a layer's first weights: N(0, 0.01) and a bias (paper), or He's and biases 0 (kaiming)."""
+    """Set a layer's initial weights: N(0, 0.01) and a bias (paper), or He's and biases 0 (kaiming)."""
     assert layer.bias is not None
     if init == "paper":
         nn.init.normal_(layer.weight, std=0.01)

@@ -27,9 +27,9 @@ class NetConfig:
     network takes. The input of the network is (pixels - mean) / std, pixels from 0 to 255, one value a channel; an
     empty std is 1 for every channel, as in the paper. Images are resized with `interpolation` to be tested.
 
-    `init` chooses the first weights: paper (N(0, 0.01), biases 1 in conv2, conv4, conv5 and the hidden fc layers, else
-    0: AlexNet's, which the paper follows) or kaiming (He's, biases 0), which needs a std near that of the pixels. The
-    backbones of timm have timm's first weights.
+    `init` chooses the initial weights: paper (N(0, 0.01), biases 1 in conv2, conv4, conv5 and the hidden fc layers,
+    else 0: AlexNet's, which the paper follows) or kaiming (He's, biases 0), which needs a std near that of the pixels.
+    The backbones of timm have timm's initial weights.
 
     Raises:
         UserError: if a field has a value of another type or range, or two fields contradict each other.

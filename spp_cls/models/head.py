@@ -63,7 +63,7 @@ class Head(nn.Module):
         return outputs
 
     def init_weights(self, init: str) -> None:
-        """Set the first weights: N(0, 0.01) with biases 1 (paper), or He's (kaiming); the classifier's last."""
+        """Set the initial weights: N(0, 0.01) with biases 1 (paper), or He's (kaiming); the classifier's last."""
         for layer in self.modules():
             if isinstance(layer, nn.Linear):
                 init_layer(layer, init, bias=1.0)
@@ -71,7 +71,7 @@ class Head(nn.Module):
         self.init_classifier()
 
     def init_classifier(self) -> None:
-        """Set the first weights of the classifier: N(0, 0.01), biases 0."""
+        """Set the initial weights of the classifier: N(0, 0.01), biases 0."""
         if isinstance(self.classifier, nn.Linear):
             init_layer(self.classifier, "paper", bias=0.0)
 

@@ -116,7 +116,7 @@ class SPPNet(nn.Module):
         self.head.reset_classifier(num_classes, like=next(self.backbone.parameters(), None))
 
     def init_weights(self, init: str) -> None:
-        """Set the first weights, of `model.init`."""
+        """Set the initial weights, of `model.init`."""
         self.backbone.init_weights(init)
         self.head.init_weights(init)
 

@@ -74,6 +74,13 @@ def test_the_same_results_give_the_same_files(
     assert {"speed.svg", "errors.svg", "curves.svg"} == set(files[0])
 
 
+def test_the_charts_of_the_documents_are_of_the_results_that_are_there(charts: ModuleType) -> None:
+    drawn = {path.stem: path.read_text() for path in (REPOSITORY / "docs/images").glob("*.svg")}
+    assert set(drawn) == set(charts.SOURCES)
+    for name, text in drawn.items():
+        assert charts.identify_sources(name) in text, "draw it again: python benchmarks/charts.py"
+
+
 def test_collected_curves_are_those_of_the_runs(
     image_folder: Path, tmp_path: Path, command: Command, tool: Tool, charts: ModuleType
 ) -> None:

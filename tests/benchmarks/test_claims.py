@@ -25,7 +25,11 @@ def claims(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 def rows(pooling: str, sizes: str, protocol: str, errors: list[float], **values: str) -> list[dict[str, str]]:
     given = {**COMMON, "pooling": pooling, "sizes": sizes, "protocol": protocol, **values}
-    return [{**given, "seed": str(seed), "top1_error": str(error)} for seed, error in enumerate(errors)]
+    # Top-5 errors are a tenth of the top-1 errors.
+    return [
+        {**given, "seed": str(seed), "top1_error": str(error), "top5_error": str(error / 10)}
+        for seed, error in enumerate(errors)
+    ]
 
 
 def test_the_interval_of_one_network_is_that_of_the_paired_t_test(claims: ModuleType) -> None:
@@ -70,12 +74,21 @@ def test_verdicts(better: list[float], verdict: str, claims: ModuleType) -> None
 
 @pytest.mark.parametrize(
     ("on_maps", "verdict"),
-    [([30.1, 31.0, 31.9], "confirmed"), ([33.0, 34.1, 35.0], "refuted"), ([31.0, 30.0, 32.0], "not resolved")],
+    [
+        ([30.1, 31.0, 31.9], ["confirmed", "not resolved"]),  # the half width of top-5 is 0.025
+        ([32.5, 33.6, 34.5], ["refuted", "refuted"]),  # 0.25 of top-5
+        ([30.9, 31.8, 32.9], ["not resolved", "refuted"]),  # 0.087, with a half width of 0.014
+        ([31.0, 30.0, 32.0], ["not resolved", "not resolved"]),
+    ],
 )
-def test_equality_is_a_small_interval_around_zero(on_maps: list[float], verdict: str, claims: ModuleType) -> None:
+def test_equality_is_a_small_interval_around_zero(on_maps: list[float], verdict: list[str], claims: ModuleType) -> None:
     found = rows("spp", "single", "crop10", [30.0, 31.0, 32.0]) + rows("spp", "single", "map10", on_maps)
-    _, _, (line,) = claims.build_claims_table(found, "title")
-    assert line[-1] == verdict
+    _, _, lines = claims.build_claims_table(found, "title")
+    assert [line[0].split(" (")[0] for line in lines] == [
+        "Ten views on maps equal ten crops, within 0.1 points of top-5 error: map10 against crop10",
+        "Ten views on maps against ten crops, in top-1 error",
+    ]
+    assert [line[-1] for line in lines] == verdict
 
 
 def test_runs_are_paired_by_seed_network_and_training(claims: ModuleType) -> None:

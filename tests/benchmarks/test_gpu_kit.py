@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -39,7 +40,8 @@ def test_commands_that_pass_fail_and_take_too_long(fork: bool, tmp_path: Path, m
     for status, program in programs.items():
         (tmp_path / f"{status}.py").write_text(program)
         commands.append(([str(tmp_path / f"{status}.py")], tmp_path / f"{status}.log"))
-    deadline = time.monotonic() + 4
+    # The first two have ended by then: even on a busy machine a bare Python starts in a second.
+    deadline = time.monotonic() + 2
     found = run_commands(commands, 2, deadline, {}, fork=fork)
     assert [(each["status"], each.get("exit")) for each in found] == [("passed", 0), ("failed", 3), ("cut off", None)]
     assert (tmp_path / "passed.log").read_text().endswith("in the log\n")
@@ -123,7 +125,12 @@ def test_wheels_are_installed_for_the_run_alone(tmp_path: Path) -> None:
         wheel.writestr("torch-0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         wheel.writestr("torch-0.dist-info/RECORD", "")
     result = run_kit(f"wheels={tmp_path}", python=python)
-    assert result.stderr.endswith("from the wheel\n"), result.stderr
+    if "lacks" in result.stderr:
+        # A bare Python: it has what is in the wheel, and nothing else.
+        (lacking,) = re.findall("^error: .* lacks (.*); set PYTHON to one that has all, ", result.stderr)
+        assert {"hydra-core", "simplejpeg"} <= set(lacking.split(", ")) - {"torch"} == set(lacking.split(", "))
+    else:
+        assert result.stderr.endswith("from the wheel\n"), result.stderr
 
 
 def test_the_data_set_stays_below_its_size(

@@ -8,14 +8,27 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import spp_cls
 from tests.conftest import HIDDEN, REPOSITORY, Command, Tool, write_checkpoint, write_image, write_image_folder
 
 BLOCKS = re.findall(r"```(\w+)\n(.*?)```", (REPOSITORY / "docs/exporting.md").read_text(), re.DOTALL)
 
-# For a run of seconds on the test's own images.
-SMALL = ("model.input_size=64", "data.batch_size=8", "data.num_workers=0", "trainer.max_epochs=1", "sizes=single")
+# For a run of seconds on the test's own images, with a narrow network.
+NARROW = {"name": "zf5", "width": 0.125, "hidden": HIDDEN, "std": (1.0,) * 3, "input_size": 64}
+SMALL = (
+    "model.width=0.125", f"model.hidden={list(HIDDEN)}", "model.input_size=64", "data.batch_size=8",
+    "data.num_workers=0", "trainer.max_epochs=1", "sizes=single",
+)  # fmt: skip
+
+
+def shrink_first_layer(path: Path) -> None:
+    """Give a network with a std of 1 the logits of one with a std near that of the pixels."""
+    checkpoint = torch.load(path)
+    checkpoint["state_dict"]["net.backbone.conv1.weight"] /= 57.6
+    torch.save(checkpoint, path)
+
 
 ALONE = 'import sys\nfor name in ("spp_cls", "timm", "pytorch_lightning"):\n    sys.modules[name] = None\n'
 
@@ -25,8 +38,11 @@ def test_the_guide_to_exporting(
     tmp_path: Path, tool: Tool, command: Command, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     classes = ("daisy", "rose", "tulip")
-    # The hidden layers that the guide takes for granted.
-    write_checkpoint(tmp_path / "runs/mine/best.ckpt", class_names=classes, hidden=None)
+    write_checkpoint(tmp_path / "runs/mine/best.ckpt", class_names=classes, **NARROW)
+    shrink_first_layer(tmp_path / "runs/mine/best.ckpt")
+    # timm's name stands for the network of full width.
+    (tmp_path / "full/mine").mkdir(parents=True)
+    save_file(spp_cls.build_net("zf5", num_classes=3).state_dict(), tmp_path / "full/mine/model.safetensors")
     write_image(tmp_path / "photo.jpg", 150, 110, (200, 40, 40))
     write_image(tmp_path / "photos/a.jpg", 120, 130, (40, 40, 200))
     write_image_folder(tmp_path / "flowers")
@@ -36,6 +52,7 @@ def test_the_guide_to_exporting(
     for language, text in BLOCKS:
         if language == "python":
             if "spp_cls" in text:
+                monkeypatch.chdir(tmp_path / "full" if "zf5_spp" in text else tmp_path)
                 capfd.readouterr()
                 exec(compile(text, "docs/exporting.md", "exec"), {})
                 printed = capfd.readouterr().out.strip()

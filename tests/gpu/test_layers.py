@@ -13,10 +13,10 @@ from tests.gpu.conftest import assert_near
 pytestmark = pytest.mark.gpu
 
 LAYOUTS = [torch.contiguous_format, torch.channels_last]
-# The spacing of numbers near 1. LRN computes in float32 and rounds once, which is half of it; a sum in float32 has five
-# terms, and a GPU's square roots may be off by two of the last bits.
-SPACINGS = {torch.float32: 2**-20, torch.bfloat16: 2**-7, torch.float16: 2**-10}
-DTYPES = list(SPACINGS)
+# Of bfloat16 and float16 the spacing of numbers near 1: LRN computes in float32 and rounds once, which is half of it.
+# Of float32 eight spacings: a sum has five terms, and a GPU's square roots may be off by two of the last bits.
+TOLERANCES = {torch.float32: 2**-20, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+DTYPES = list(TOLERANCES)
 
 
 def run(layer: Callable[[Tensor], Tensor], maps: Tensor, gradient: Tensor) -> tuple[Tensor, Tensor]:
@@ -46,12 +46,12 @@ def test_lrn(device: torch.device, is_gpu: bool, dtype: torch.dtype, layout: tor
     for ours, theirs in zip(found, exact, strict=True):
         assert ours.dtype == dtype
         assert ours.is_contiguous(memory_format=layout)
-        assert_near(ours, theirs, SPACINGS[dtype])
+        assert_near(ours, theirs, TOLERANCES[dtype])
 
 
 def test_lrn_of_squares_that_overflow(device: torch.device) -> None:
     maps = (1000 * torch.randn(2, 8, 3, 3)).half()
-    assert_near(LocalResponseNorm()(maps.to(device)), nn.LocalResponseNorm(5)(maps.double()), SPACINGS[torch.float16])
+    assert_near(LocalResponseNorm()(maps.to(device)), nn.LocalResponseNorm(5)(maps.double()), TOLERANCES[torch.float16])
 
 
 def test_lrn_of_other_layouts(device: torch.device) -> None:
@@ -133,7 +133,7 @@ def test_windows(device: torch.device, is_gpu: bool, dtype: torch.dtype) -> None
     found, back = run(lambda values: pool_windows(values, windows.to(device), levels), maps, gradient)
     assert torch.equal(found.double().cpu(), exact)
     # A thousand small whole numbers meet in a cell: exact in float32, in which they are summed, then rounded.
-    assert_near(back, exact_back, SPACINGS[dtype])
+    assert_near(back, exact_back, TOLERANCES[dtype])
 
 
 def test_bins_of_long_windows(device: torch.device) -> None:

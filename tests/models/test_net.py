@@ -1,4 +1,4 @@
-"""The networks: widths, counts, first weights, timm's interface."""
+"""The networks: widths, counts, initial weights, timm's interface."""
 
 import pytest
 import timm
