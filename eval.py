@@ -105,7 +105,8 @@ def test_what_fits(
         rest = [protocol for protocol in protocols or () if protocol not in error.protocols]
     except OtherClassesError as error:
         reason, rest = error, []
-    rank_zero_only(print)(f"not tested: {members[0]}, as {reason}", file=sys.stderr)
+    left_out = "tested in part" if rest else "not tested"
+    rank_zero_only(print)(f"{left_out}: {members[0]}, as {reason}", file=sys.stderr)
     return test_members(members, rest) if rest else None
 
 

@@ -52,7 +52,7 @@ def build_tables(results: Path) -> dict[str, Sequence[Table]]:
         "networks": [build_networks_table()],
         "backbones": [build_backbones_table(found)] if (found := read_json(results, "backbones")) else [],
         "paper": [*build_paper_tables(paper, ours), *build_paper_transfer_tables(paper, transfer)],
-        "others": [build_measured_table(others)],
+        "others": [build_measured_table(paper, others)],
         "mini": build_mini_tables(results, paper),
         "mini caltech": build_mini_caltech_tables(results),
         "mini timm": build_mini_timm_tables(results),

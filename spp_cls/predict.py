@@ -58,14 +58,11 @@ def _describe(net: SPPNet | ExportedNet) -> SPPNet:
 
 
 def check_can_run(net: SPPNet | ExportedNet, protocol: Protocol) -> None:
-    """Raise UserError if a network cannot run a protocol, has no classes, or is not for RGB images."""
+    """Raise UserError if a network cannot run a protocol, or has no classes."""
     described = _describe(net)
     check_protocols(described, [protocol])
-    if described.num_classes == 0 or described.config.in_chans != 3:
-        raise UserError(
-            f"the network has {described.config.in_chans} input channels and {described.num_classes} classes; "
-            "predict is for RGB images and networks with a classifier"
-        )
+    if described.num_classes == 0:
+        raise UserError("the network has no classes; predict is for networks with a classifier")
     if isinstance(net, ExportedNet) and _has_windows(protocol):
         names = [each.name for each in PROTOCOLS.values() if not _has_windows(each)]
         raise UserError(
@@ -99,7 +96,7 @@ def _run_exported(net: ExportedNet, images: dict[Cut, Tensor], view: View) -> Te
 def predict(
     net: SPPNet | ExportedNet, paths: Sequence[Path], protocol: Protocol
 ) -> Iterator[tuple[Path, Tensor | UserError]]:
-    """Yield each image's path with its scores, or with the error of an image that cannot be read or decoded."""
+    """Yield each image's path with its scores, or with the error of an image that has none."""
     config = _describe(net).config
     source = open_files(paths)
     for index, path in enumerate(paths):
@@ -110,7 +107,11 @@ def predict(
             continue
         images = cut_images([pixels], protocol.views, config.input_size, config.interpolation)
         with torch.inference_mode():
-            yield path, score_images(net, images, protocol)[0]
+            scores = score_images(net, images, protocol)[0]
+        if scores.isfinite().all():
+            yield path, scores
+        else:
+            yield path, UserError(f"the scores of {path} are not finite: the network's values overflow; give another")
 
 
 def find_images(names: Sequence[str]) -> list[Path]:
@@ -123,8 +124,11 @@ def find_images(names: Sequence[str]) -> list[Path]:
     paths: list[Path] = []
     for name in names:
         path = Path(name)
-        if not is_file(path) and not is_folder(path):
-            raise UserError(f"there is no image {path}, or it is no file; give files or folders of images")
+        # Path("") is the current folder.
+        if not name or (not is_file(path) and not is_folder(path)):
+            raise UserError(
+                f"there is no image {name or repr(name)}, or it is no file; give files or folders of images"
+            )
         found = [path]
         if is_folder(path):
             found = sorted(each for each in path.rglob("*") if each.suffix.lower() in endings and is_file(each))

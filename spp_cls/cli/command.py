@@ -64,6 +64,11 @@ def run(
 
     def check_and_run() -> None:
         if "--multirun" in arguments or "-m" in arguments:
+            if not hasattr(SCHEMAS[config_name], "run_folder"):
+                raise UserError(
+                    f"--multirun is for train.py; {config_name}.py takes lists, such as 'ckpt=[a.ckpt,b.ckpt]' and "
+                    "'protocol=[crop1,full1]'"
+                )
             runs = _check_runs(config_dir, config_name, arguments, check)
             sys.argv[1:] = set_run_folders(config_dir, arguments, runs)
         elif not any(argument.startswith("-") for argument in arguments):

@@ -147,8 +147,8 @@ class EvalKeys:
     # A name or a list of names.
     protocol: Any = key()
     scales: list[int] | None = key(least=1, most=10_000)
-    positions: list[str] = key()
-    flips: bool = key()
+    positions: list[str] | None = key()
+    flips: bool | None = key()
     out: str | None = key()
     predictions: str | None = key()
     plugins: list[str] = key()

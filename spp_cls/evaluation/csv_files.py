@@ -149,9 +149,11 @@ def write_lines(path: str | Path, header: Sequence[str], lines: Iterable[Sequenc
 
 
 def check_distinct(**paths: str | None) -> None:
-    """Raise UserError if two of the keys that are given name one file: the later would overwrite the earlier."""
+    """Raise UserError if a key is empty, or two of them name one file: the later would overwrite the earlier."""
     keys: dict[str, str] = {}
     for key, path in paths.items():
+        if path == "":
+            raise UserError(f"{key} is empty; name a file, or leave out {key}")
         if path and (other := keys.setdefault(os.path.realpath(path), key)) != key:
             raise UserError(f"{other} and {key} name one file, {path}; name another file for one of them")
 

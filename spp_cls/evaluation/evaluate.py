@@ -54,7 +54,7 @@ def evaluate(
 
     Raises:
         UserError: if a protocol is unknown or the network cannot run it, there are no images, the classes are not the
-            network's, or a batch takes too long to be read.
+            network's, scores are not finite, or a batch takes too long to be read.
         UndecodableImageError: if an image is damaged.
     """
     chosen = list(dict.fromkeys(get_protocol(each) if isinstance(each, str) else each for each in protocols))
@@ -98,6 +98,7 @@ def evaluate(
             for protocol in chosen:
                 mean = torch.stack([scores[view] for view in protocol.views]).mean(0)
                 scored[protocol.name].append(Predictions.from_scores(mean, batch.labels, batch.indices))
+                _check_scores(scored[protocol.name][-1], protocol, source)
             wrong += len(batch.labels) - scored[names[0]][-1].count_correct(1)
             seen += len(batch.labels)
             bar.update(len(batch.labels))
@@ -110,8 +111,20 @@ def evaluate(
     return results
 
 
+def _check_scores(predictions: Predictions, protocol: Protocol, source: ImageSource) -> None:
+    is_finite = predictions.scores.isfinite().all(1)
+    if not is_finite.all():
+        index = int(predictions.indices[~is_finite][0])
+        raise UserError(
+            f"the scores of {source.location(index)} under {protocol.name} are not finite: the network's values "
+            "overflow; give another checkpoint, or trainer.precision=32-true"
+        )
+
+
 def check_protocols(net: SPPNet, protocols: Sequence[Protocol]) -> None:
     """Raise UserError if the network cannot run a protocol: NeedsSPPError, if it is for the want of SPP."""
+    if net.config.in_chans != 3:
+        raise UserError(f"the network has {net.config.in_chans} input channels; the protocols are for RGB images")
     unsuitable = [protocol for protocol in protocols if protocol.needs_spp and not net.config.takes_any_size]
     if unsuitable:
         raise NeedsSPPError(unsuitable, net)

@@ -15,9 +15,10 @@ from spp_cls.data.loading.batch import normalize
 from spp_cls.data.loading.dataset import read_image
 from spp_cls.data.transforms.crops import find_corner
 from spp_cls.data.transforms.decode import Pixels
+from spp_cls.evaluation.evaluate import check_protocols
 from spp_cls.evaluation.features import find_window
 from spp_cls.evaluation.images import cut_images, get_cut
-from spp_cls.evaluation.protocols import NINE, View, make_map_views
+from spp_cls.evaluation.protocols import NINE, Protocol, View, make_map_views
 from spp_cls.models.net import SPPNet
 from spp_cls.training.logging import EpochPicture
 from spp_cls.training.module import LitClassifier
@@ -52,6 +53,7 @@ def draw_views(net: SPPNet, pixels: Pixels, scale: int = 256, channel: int | Non
     if not net.config.takes_any_size:
         raise UserError("the network has no SPP, and takes crops alone; give one with SPP")
     views = make_map_views([scale], NINE, flips=False)
+    check_protocols(net, [Protocol("views", views)])
     cut = get_cut(views[0], net.config.input_size)
     images = cut_images([pixels], views, net.config.input_size, net.config.interpolation)[cut]
     device = next(net.parameters()).device

@@ -24,6 +24,8 @@ POSITIONS: dict[str, tuple[Position | None, ...]] = {
     "sides": SIDES,
     "full": (None,),
 }
+# The words for NINE.
+NINE_POSITIONS = ("centre", "corners", "sides")
 
 
 class View(NamedTuple):
@@ -69,7 +71,7 @@ def make_map_views(
 ) -> tuple[View, ...]:
     """Make views on maps at several scales, by default nine positions a scale with flips (section 3.1.4).
 
-    Where the window is as large as the shorter side, positions that differ only along it are one: three of nine.
+    At scale 224 the window is as large as the shorter side: positions that differ only along it are one, three of nine.
 
     Raises:
         UserError: if a scale is not an integer, or smaller than the window.

@@ -4,6 +4,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Collection, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,15 @@ import torch
 from lightning_fabric import Fabric
 
 from spp_cls.cli.errors import UserError
-from spp_cls.cli.reading import is_folder
+from spp_cls.cli.reading import is_file, is_folder
 from spp_cls.cli.schema import has_type
 from spp_cls.data.sources import ImageSource, SourceIdentity
+from spp_cls.data.sources.identity import hash_file
 from spp_cls.evaluation.evaluate import evaluate
 from spp_cls.evaluation.images import MAX_PIXELS
 from spp_cls.evaluation.predictions import Predictions
-from spp_cls.evaluation.protocols import PROTOCOLS, Protocol, get_protocol, make_protocol
-from spp_cls.evaluation.rows import Row, describe_hardware, find_version, hash_file
+from spp_cls.evaluation.protocols import NINE_POSITIONS, PROTOCOLS, Protocol, get_protocol, make_protocol
+from spp_cls.evaluation.rows import Row, describe_hardware, find_version
 from spp_cls.evaluation.seeds import JOINT
 from spp_cls.models.checkpoint import (
     count_epochs,
@@ -32,24 +34,31 @@ from spp_cls.models.net import SPPNet
 # What a row of results measures: rows that agree in these are the same measurement.
 TEST_KEY = ("checkpoint_sha256", "protocol", "data_digest", "precision")
 
+# The order of the networks of an ensemble.
+_MEMBER_ORDER = ("net", "seed", "checkpoint_sha256")
+
 
 def find_checkpoints(names: Any) -> list[Path]:
     """Return the checkpoints of a path or a list of paths; of a folder, the best checkpoint of every run below it.
 
     Raises:
-        UserError: if there are no paths, or a folder has no checkpoint below it.
+        UserError: if there are no paths, or there is no such file, or no checkpoint below a folder.
     """
     names = [names] if isinstance(names, str) else names
     if not has_type(names, list[str]) or not names:
         raise UserError(
             f"ckpt is a path or a list of paths, such as [runs/a/best.ckpt,runs/b/best.ckpt], not {names!r}"
         )
+    if "" in names:
+        raise UserError("ckpt is empty; give a checkpoint, or a folder of runs")
     return list(dict.fromkeys(path for name in names for path in _find_below(Path(name))))
 
 
 def _find_below(path: Path) -> list[Path]:
-    if not is_folder(path):
+    if is_file(path):
         return [path]
+    if not is_folder(path):
+        raise UserError(f"there is no checkpoint {path}; check the path")
     found = sorted(path.rglob("best.ckpt"))
     if not found:
         raise UserError(f"there is no best.ckpt in the folders below {path}; give a checkpoint or a folder of runs")
@@ -68,24 +77,35 @@ def group_checkpoints(paths: Sequence[Path], ensemble: bool) -> list[list[Path]]
 
 
 def choose_protocols(
-    names: str | Sequence[str], scales: Sequence[int] | None, positions: Sequence[str], flips: bool
+    names: str | Sequence[str],
+    scales: Sequence[int] | None = None,
+    positions: Sequence[str] | None = None,
+    flips: bool | None = None,
 ) -> list[Protocol] | None:
     """Return the protocols of names; None for `all`, which depends on the network.
 
+    `scales`, `positions` (None: all nine) and `flips` (None: true) are those of `custom`.
+
     Raises:
-        UserError: if a name is unknown, or there are scales without protocol=custom.
+        UserError: if a name is unknown, or keys of custom are given without it.
     """
     names = [names] if isinstance(names, str) else names
     if not has_type(names, list[str]):
         raise UserError(f"protocol is a name or a list of names, such as [crop1,full1], not {names!r}")
     names = list(dict.fromkeys(names))
-    if scales is not None and "custom" not in names:
-        raise UserError("scales are for protocol=custom; add custom to protocol or leave scales out")
+    for key, value in {"scales": scales, "positions": positions, "flips": flips}.items():
+        if value is not None and "custom" not in names:
+            raise UserError(f"{key} is for protocol=custom; add custom to protocol or leave {key} out")
     if names == ["all"]:
         return None
+    if "all" in names:
+        raise UserError("protocol=all is every protocol; leave the others out")
     if not names:
         raise UserError("protocol is empty; give one or more, such as protocol=[crop1,full1]")
-    return [make_protocol(scales or [], positions, flips) if name == "custom" else get_protocol(name) for name in names]
+    custom = partial(
+        make_protocol, scales or [], NINE_POSITIONS if positions is None else positions, flips is not False
+    )
+    return [custom() if name == "custom" else get_protocol(name) for name in names]
 
 
 def list_protocols(nets: Sequence[SPPNet]) -> list[Protocol]:
@@ -115,7 +135,9 @@ def evaluate_checkpoints(
     Raises:
         UserError: as evaluate and load_checkpoint do.
     """
-    nets, descriptions = zip(*map(_open_checkpoint, paths), strict=True)
+    # An ensemble is the same in any order.
+    opened = sorted(map(_open_checkpoint, paths), key=lambda each: [each[1][name] for name in _MEMBER_ORDER])
+    nets, descriptions = zip(*opened, strict=True)
     description = _join_descriptions(descriptions)
     wanted = list_protocols(nets) if protocols is None else protocols
     # Not what was asked for: on CPUs 16-mixed is computed as bf16-mixed, and 32 is another name of 32-true.

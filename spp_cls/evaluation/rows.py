@@ -1,6 +1,5 @@
 """Rows of results, one a checkpoint and protocol, and what they say of file, version and hardware."""
 
-import hashlib
 import platform
 import tomllib
 from dataclasses import dataclass
@@ -56,12 +55,6 @@ class Row:
 # The new columns are those that version 0.1 did not have.
 ROW_FILE = RowFile(Row, "eval.py", new_columns=("networks", "width", "seed", "data_digest", "stored_side"))
 append_csv, read_csv = ROW_FILE.append, ROW_FILE.read
-
-
-def hash_file(path: str | Path) -> str:
-    """Return the SHA-256 of a file in hexadecimal."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def describe_hardware(device: torch.device, world_size: int = 1) -> str:

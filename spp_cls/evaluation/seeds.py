@@ -11,8 +11,8 @@ TextRow = Mapping[str, str]
 # Rows that agree in these differ in their seed, and in the epoch of their best checkpoint. That one recipe trained them
 # is for the user to see to: docs/testing.md.
 CELL_KEY = (
-    "data", "data_digest", "stored_side", "networks", "net", "width", "pooling", "levels", "sizes", "input_size",
-    "precision", "protocol",
+    "data", "data_digest", "stored_side", "networks", "net", "width", "parameters", "pooling", "levels", "sizes",
+    "input_size", "precision", "protocol",
 )  # fmt: skip
 
 # Between what the networks of an ensemble differ in, such as their seeds.

@@ -5,7 +5,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from spp_cls.cli.arguments import parse_keys, run_tool
 from spp_cls.cli.errors import UserError, check_png, explain_write_errors, shorten
@@ -13,7 +13,7 @@ from spp_cls.cli.reading import is_file
 from spp_cls.cli.schema import key
 from spp_cls.cli.terminal import Table, format_as
 from spp_cls.evaluation.images import get_min_side
-from spp_cls.evaluation.protocols import PROTOCOLS
+from spp_cls.evaluation.protocols import PROTOCOLS, REFERENCE_SIDE
 from spp_cls.evaluation.rows import read_csv
 from spp_cls.evaluation.seeds import TextRow, compute_spread, group_by_seed, select_single, summarise
 
@@ -24,14 +24,16 @@ TITLES = {
 }
 HEADER = ("", "views", "paper top-1", "ours", "difference", "paper top-5", "ours", "difference")
 MEASURED_HEADER = (
-    "data", "net", "pooling", "sizes", "best epoch", "protocol", "views", "top-1 error", "top-5 error", "seeds",
-    "images", "same best class as crop10",
+    "data", "networks", "net", "width", "pooling", "sizes", "best epoch", "protocol", "views", "top-1 error",
+    "top-5 error", "seeds", "images", "same best class as crop10",
 )  # fmt: skip
 
 # A row of ours measures what a row of the paper does if these agree and it is of all ImageNet validation images.
 _IDENTITY = ("net", "pooling", "levels", "sizes", "protocol")
 _IMAGENET_VAL = "50000"
 _ERRORS = ("top1_error", "top5_error")
+# What spp_cls.transfer reads.
+_SCORES = ("data", "layer", "view", "side", "score")
 _AGREEMENT = "agreement_with_crop10"
 
 
@@ -70,10 +72,12 @@ def read_paper(folder: str | Path) -> list[dict[str, str]]:
         with path.open(newline="", encoding="utf-8") as file:
             rows = list(csv.DictReader(file))
         for row in rows:
-            missing = [name for name in ("table", "row", "views", *_IDENTITY, *_ERRORS) if row.get(name) is None]
+            missing = [
+                name for name in ("table", "row", "views", *_IDENTITY, *_ERRORS, *_SCORES) if row.get(name) is None
+            ]
             if missing:
                 raise ValueError(f"{missing[0]} is missing")
-            for name in _ERRORS:
+            for name in (*_ERRORS, "score"):
                 float(row[name] or 0)
     except (ValueError, csv.Error) as error:
         raise UserError(f"{path} is not the paper's results ({shorten(error)}); take it from the repository") from error
@@ -90,21 +94,24 @@ def build_paper_tables(paper: Sequence[dict[str, str]], ours: Sequence[dict[str,
 
 def find_result(paper_row: TextRow, ours: Sequence[TextRow]) -> TextRow | None:
     """Return our last result that measures what a row of the paper does."""
-    same = [
-        row
-        for row in select_single(ours)
-        if paper_row["net"]
-        and (row["data"], row["images"]) == ("imagenet", _IMAGENET_VAL)
-        and all(row[key] == paper_row[key] for key in _IDENTITY)
-        and row["width"] in ("", "1")
-        and _is_sharp(row)
-    ]
+    same = [row for row in select_single(ours) if _measures(row, paper_row)]
     return same[-1] if same else None
 
 
-def _is_sharp(row: TextRow) -> bool:
-    """Return whether the images were stored as large as the protocol of a row takes them."""
-    side = max(get_min_side(view, int(row["input_size"])) for view in PROTOCOLS[row["protocol"]].views)
+def _measures(row: TextRow, paper_row: TextRow) -> bool:
+    """Return whether a row of ours measures what a row of the paper does."""
+    return (
+        bool(paper_row["net"])
+        and (row["data"], row["images"]) == ("imagenet", _IMAGENET_VAL)
+        and all(row[key] == paper_row[key] for key in _IDENTITY)
+        and row["width"] in ("", "1")
+        and row["input_size"] == str(REFERENCE_SIDE)
+        and is_sharp(row, max(get_min_side(view, REFERENCE_SIDE) for view in PROTOCOLS[row["protocol"]].views))
+    )
+
+
+def is_sharp(row: Mapping[str, Any], side: int) -> bool:
+    """Return whether the images of a row were stored with a min side of `side` at least, or as they came."""
     return not row["stored_side"] or int(row["stored_side"]) >= side
 
 
@@ -118,17 +125,18 @@ def _compare(paper_row: TextRow, result: TextRow | None) -> list[str]:
     return cells
 
 
-def build_measured_table(ours: Sequence[dict[str, str]]) -> Table:
-    """Build the table of our results on other data than ImageNet: their mean and standard deviation over seeds."""
+def build_measured_table(paper: Sequence[TextRow], ours: Sequence[TextRow]) -> Table:
+    """Build the table of our results that the paper does not have: mean and standard deviation over seeds."""
     cells = []
-    for row, members in _group_others(ours):
+    for row, members in _group_others(paper, ours):
         agreements = [
             float(each["agreement_with_crop10"]) for each in members.values() if each["agreement_with_crop10"]
         ]
         cells.append(
             [
-                _name_data(row),
-                *(row[key] for key in ("net", "pooling", "sizes")),
+                name_data(row),
+                row["networks"] or "1",
+                *(row[key] for key in ("net", "width", "pooling", "sizes")),
                 " ".join(dict.fromkeys(each["epochs"] for each in members.values())),
                 *(row[key] for key in ("protocol", "views")),
                 *(str(summarise(members, key)) for key in _ERRORS),
@@ -137,16 +145,19 @@ def build_measured_table(ours: Sequence[dict[str, str]]) -> Table:
                 str(compute_spread(agreements)) if agreements else "",
             ]
         )
-    return "Measured with this code on other data", MEASURED_HEADER, cells
+    return "Measured with this code, and not in the paper", MEASURED_HEADER, cells
 
 
-def _group_others(ours: Sequence[dict[str, str]]) -> list[tuple[TextRow, Mapping[str, TextRow]]]:
-    """Return for each result on other data than ImageNet one of its rows, and the rows by seed."""
-    groups = group_by_seed([row for row in ours if _name_data(row) != "imagenet"])
+def _group_others(paper: Sequence[TextRow], ours: Sequence[TextRow]) -> list[tuple[TextRow, Mapping[str, TextRow]]]:
+    """Return for each result that no row of the paper has one of its rows, and the rows by seed."""
+    single = select_single(ours)
+    others = [row for row in ours if row not in single or not any(_measures(row, each) for each in paper)]
+    groups = group_by_seed(others)
     return [(next(iter(members.values())), members) for members in groups.values()]
 
 
-def _name_data(row: TextRow) -> str:
+def name_data(row: TextRow) -> str:
+    """Return the name of the data of a row, and how a pack stored its images."""
     return f"{row['data']}, stored at {row['stored_side']}" if row["stored_side"] else row["data"]
 
 
@@ -161,7 +172,7 @@ def draw_chart(paper: Sequence[dict[str, str]], ours: Sequence[dict[str, str]], 
     except ModuleNotFoundError as error:
         raise UserError("drawing a chart needs matplotlib; install it with: pip install matplotlib") from error
     compared = [row for row in paper if row["net"] and row["top1_error"]][::-1]
-    others = _group_others(ours)[::-1]
+    others = _group_others(paper, ours)[::-1]
     figure = Figure(figsize=(14, max(4, 0.25 * max(len(compared), len(others)))), layout="constrained")
     left, right = figure.subplots(1, 2)
     # Points: an axis from zero, which bars need, hides differences of a point.
@@ -177,9 +188,9 @@ def draw_chart(paper: Sequence[dict[str, str]], ours: Sequence[dict[str, str]], 
     deviations = [spread.deviation or 0 for spread in spreads]
     places = range(len(others))
     right.errorbar([each.mean for each in spreads], places, xerr=deviations, fmt="o", color="C1", capsize=2)
-    names = [f"{_name_data(row)}, {row['net']} {row['pooling']} {row['sizes']}, {row['protocol']}" for row, _ in others]
+    names = [f"{name_data(row)}, {row['net']} {row['pooling']} {row['sizes']}, {row['protocol']}" for row, _ in others]
     right.set_yticks(list(places), names)
-    right.set(title="Other data, ours, with the spread over seeds", xlabel="top-1 error, %")
+    right.set(title="Other results of ours, with the spread over seeds", xlabel="top-1 error, %")
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.margins(y=0.04)
@@ -193,7 +204,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.chart:
         check_png(options.chart, "chart")
     paper, ours = read_results(options.results)
-    tables = [*build_paper_tables(paper, ours), build_measured_table(ours)]
+    tables = [*build_paper_tables(paper, ours), build_measured_table(paper, ours)]
     print("\n\n".join(format_as(table, options.format) for table in tables))
     if options.chart:
         with explain_write_errors(options.chart, "chart"):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from spp_cls.cli.arguments import parse_arguments, run_tool
 from spp_cls.cli.errors import UserError
+from spp_cls.cli.reading import is_file
 from spp_cls.cli.schema import key
 from spp_cls.cli.targets import import_plugins
 from spp_cls.export.formats import FORMATS, export_net
@@ -32,6 +33,8 @@ def main(arguments: Sequence[str]) -> None:
     if len(names) != 1:
         raise UserError(f"name one checkpoint: {USAGE}")
     out = options.out or Path(names[0]).parent / "export"
+    if is_file(out):
+        raise UserError(f"out={out} is a file; give a folder")
     print("\n".join(export_net(names[0], options.format, out)))
 
 

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,6 +16,7 @@ from spp_cls.cli.arguments import parse_keys, run_tool
 from spp_cls.cli.command import convert_lightning_errors
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.keys import ACCELERATORS, DEVICES, NODES, PRECISIONS, SECONDS, WORKERS, choose_accelerator
+from spp_cls.cli.reading import is_file
 from spp_cls.cli.schema import key
 from spp_cls.cli.targets import import_plugins
 from spp_cls.cli.terminal import format_table
@@ -22,6 +24,7 @@ from spp_cls.data.loading.workers import count_workers
 from spp_cls.evaluation.csv_files import check_distinct, check_writable
 from spp_cls.evaluation.images import MAX_PIXELS
 from spp_cls.evaluation.rows import describe_hardware
+from spp_cls.evaluation.tables import read_paper
 from spp_cls.models.net import SPPNet
 from spp_cls.transfer.datasets import TransferData, check_validation, open_transfer_data
 from spp_cls.transfer.experiment import DrawResult, choose_sides, train_and_test
@@ -38,7 +41,7 @@ from spp_cls.transfer.rows import (
     write_classes,
     write_predictions,
 )
-from spp_cls.transfer.svm import Solver, check_scikit_learn
+from spp_cls.transfer.svm import Solver, check_memory, check_scikit_learn
 from spp_cls.transfer.tables import RESULT_HEADER, describe_row
 
 USAGE = "python -m spp_cls.transfer ckpt=PATH data=caltech101 data.root=FOLDER [key=value ...]"
@@ -76,7 +79,9 @@ class Options:
         ("full",),
         help=f"{', '.join(VIEWS)}: centre of the network's input size; whole image; squeezed to a square",
     )
-    side: tuple[int, ...] = key((224,), least=1, help="min side of the image in pixels; of a warped image, both")
+    side: tuple[int, ...] = key(
+        (224,), least=1, most=10_000, help="min side of the image in pixels; of a warped image, both"
+    )
     draws: int | None = key(None, least=1, help="random splits of caltech101; null: 10")
     train: int | None = key(None, least=2, help="images of a class that train, in caltech101; null: 30")
     test: int | None = key(None, least=1, help="most images of a class that test, in caltech101; null: 50")
@@ -104,11 +109,17 @@ def main(arguments: Sequence[str]) -> None:
     """Compute the features, train and test on them; print a table and, as the last line, the rows as JSON."""
     options = parse_keys(Options, arguments, USAGE, EXAMPLE)
     check_distinct(out=options.out, classes=options.classes, predictions=options.predictions)
+    for name in ("layer", "view", "side", "C"):
+        if not getattr(options, name):
+            raise UserError(f"{name} is an empty list; give one value or more, or leave {name} out")
     check_scikit_learn()
+    # Before the work, which a damaged file would lose.
+    paper = read_paper(options.results) if is_file(Path(options.results, "paper.csv")) else []
     import_plugins(options.plugins)
     net, facts = find_net(options)
     features, without_length = choose_features(net, options.layer, options.view, options.side)
     data = open_transfer_data(options.data, options.root, options.draws, options.train, options.test, options.seed)
+    check_memory(max(len(split.train) for split in data.splits), options.svm)
     if options.choose_side or len(options.C) > 1:
         check_validation(data)
     with convert_lightning_errors("trainer"):
@@ -118,15 +129,16 @@ def main(arguments: Sequence[str]) -> None:
         )  # fmt: skip
     # What is computed, which may not be what was asked for: on CPUs 16-mixed is bf16-mixed.
     precision = fabric.strategy.precision.precision
-    folder = options.features or f"features/{data.name}-{facts.network_sha256[:12]}"
+    stored = f"-stored-at-{data.storage.min_side}" if data.storage else ""
+    folder = options.features or f"features/{data.name}{stored}-{facts.network_sha256[:12]}"
     # Known from the environment alone; processes that are yet to be started have none of their own.
     if getattr(rank_zero_only, "rank", 0) == 0:
         # Better to find what cannot be written before the work, and before there are other processes.
         check_files(options)
-        create_store(net, data.source, features, folder, precision)
+        create_store(net, data.source, features, folder, precision, data.storage)
     fabric.launch()
     fabric.to_device(net.to(memory_format=torch.channels_last))
-    store = open_store(net, data.source, folder, precision)
+    store = open_store(net, data.source, folder, precision, data.storage)
     if fabric.is_global_zero:
         for feature in without_length:
             print(f"left out: {feature}, as maps of whole images have no fixed length; level:6 and pool have")
@@ -138,7 +150,7 @@ def main(arguments: Sequence[str]) -> None:
             write_classes(data, results, options.classes)
         if options.predictions:
             write_predictions(data, results, options.predictions)
-        print(format_table(RESULT_HEADER, [describe_row(asdict(row), options.results) for row in rows]))
+        print(format_table(RESULT_HEADER, [describe_row(asdict(row), paper) for row in rows]))
         print(json.dumps({"rows": [asdict(row) for row in rows]}))
 
 

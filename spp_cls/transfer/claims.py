@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 
 from spp_cls.cli.errors import UserError, shorten
 from spp_cls.cli.terminal import Table
+from spp_cls.evaluation.tables import name_data
 
 Row = Mapping[str, str]
 
@@ -38,8 +39,10 @@ _NET = ("net", "pooling", "levels", "width", "sizes", "input_size", "epochs")
 
 
 def name_cost(row: Row) -> str:
-    """Return the value of C, or `chosen` if the row had a validation part: each layer may have chosen its own."""
-    return "chosen" if row["validation"] else row["C"]
+    """Return the value of C, or `chosen` if there were several: each layer may have chosen its own."""
+    # Rows of earlier versions do not say which there were.
+    were_several = " " in row["costs"] if row["costs"] else row["validation"]
+    return "chosen" if were_several else row["C"]
 
 
 def get_setting(row: Row) -> tuple[str, ...]:
@@ -60,9 +63,9 @@ def build_claims_tables(ours: Sequence[Row]) -> list[Table]:
     """
     tables: list[Table] = []
     fixed = [row for row in ours if row["is_side_chosen"] == "False"]
-    for data in dict.fromkeys(row["data"] for row in fixed):
+    for data in dict.fromkeys(name_data(row) for row in fixed):
         nets: dict[tuple[str, ...], list[Row]] = {}
-        for row in (row for row in fixed if row["data"] == data):
+        for row in (row for row in fixed if name_data(row) == data):
             draws = str(len(_read_draws(row)))
             nets.setdefault((*(row[name] for name in _NET), draws), []).append(row)
         names = [_name_net(rows[0]) for rows in nets.values()]

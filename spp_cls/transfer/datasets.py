@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spp_cls.cli.errors import UserError
+from spp_cls.data.checks import check_sources
 from spp_cls.data.sources import ImageSource, open_source
 from spp_cls.data.sources.caltech import CALTECH, Indices, draw_images, draw_order, list_caltech
 from spp_cls.data.sources.files import ImageFiles
-from spp_cls.data.sources.identity import name_source
+from spp_cls.data.sources.identity import Storage, find_storage, name_source
 from spp_cls.transfer.joined import JoinedImages
 
 VOC = "voc2007"
@@ -39,6 +40,8 @@ class TransferData:
     targets: NDArray[np.int8]
     splits: tuple[Split, ...]
     has_several_labels: bool = False
+    # How a pack stored the images; None: as they came.
+    storage: Storage | None = None
 
     @property
     def class_names(self) -> tuple[str, ...]:
@@ -169,6 +172,7 @@ def _read_targets(path: Path) -> dict[str, int]:
 
 def _open_other(kind: str, root: str | Path, seed: int) -> TransferData:
     parts: Sequence[ImageSource] = [open_source(kind, root, "train"), open_source(kind, root, "val")]
+    check_sources(parts[0], parts[1], world_size=1)
     source = JoinedImages(("train", "val"), parts)
     border = len(parts[0])
     train, test = np.arange(border), np.arange(border, len(source))
@@ -181,4 +185,5 @@ def _open_other(kind: str, root: str | Path, seed: int) -> TransferData:
     validation = np.sort(np.concatenate(validating))
     split = Split(train, test, np.setdiff1d(train, validation), validation)
     name = name_source(kind, root, parts[0])
-    return TransferData(name, source, make_targets(labels, len(source.class_names)), (split,))
+    targets = make_targets(labels, len(source.class_names))
+    return TransferData(name, source, targets, (split,), storage=find_storage(parts[0]))

@@ -24,11 +24,12 @@ class TransferRow(NetFacts):
     Accuracy is the mean over classes, and that over images; average precision (of 11 points, exact) the mean over
     classes. `side` and C are those of each draw where they differ; with `is_side_chosen` the side is the best on the
     validation part. `by_draw` is the accuracy over classes, or the average precision of 11 points, of each draw.
-    `costs` are the values of C that were given, `seed` is that of the draws and `precision` that of the features; rows
-    of earlier versions have none of them.
+    `stored_side` is that of SourceIdentity, `costs` are the values of C that were given, `seed` is that of the draws
+    and `precision` that of the features; rows of earlier versions have none of them.
     """
 
     data: str
+    stored_side: int | None
     layer: str
     view: str
     side: str
@@ -72,6 +73,7 @@ def make_row(
     return TransferRow(
         **asdict(facts),
         data=data.name,
+        stored_side=data.storage and data.storage.min_side,
         layer=results[0].feature.layer,
         view=results[0].feature.view,
         side=_join([result.feature.side for result in results]),
@@ -108,7 +110,7 @@ def _deviation(values: Sequence[float]) -> float | None:
     return float(np.std(values, ddof=1)) if len(values) > 1 else None
 
 
-ROW_FILE = RowFile(TransferRow, "spp_cls.transfer", new_columns=("costs", "seed", "precision"))
+ROW_FILE = RowFile(TransferRow, "spp_cls.transfer", new_columns=("stored_side", "costs", "seed", "precision"))
 append_rows, read_rows = ROW_FILE.append, ROW_FILE.read
 
 # The columns that the other files begin with.

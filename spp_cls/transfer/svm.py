@@ -1,5 +1,6 @@
 """Linear support vector machines, one a class against the rest, by scikit-learn: LIBSVM, the paper's, or liblinear."""
 
+import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -48,13 +49,28 @@ def multiply(a: Floats, b: Floats) -> Floats:
     return (torch.from_numpy(a) @ torch.from_numpy(b).T).numpy()
 
 
+def check_memory(images: int, solver: Solver) -> None:
+    """Check, before the features are computed, that libsvm's products of so many training images fit into memory.
+
+    Raises:
+        UserError: if they do not.
+    """
+    # float32, and float64 for libsvm.
+    needed, there = 12 * images**2, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if solver == "libsvm" and needed > there:
+        raise UserError(
+            f"svm=libsvm takes {needed / 1e9:,.0f} GB of memory for {images:,} training images, and this machine has "
+            f"{there / 1e9:,.0f} GB; set svm=liblinear"
+        )
+
+
 def fit_classifiers(
     features: Floats, targets: NDArray[np.int8], costs: Sequence[float], solver: Solver = "libsvm"
 ) -> list[LinearClassifiers]:
     """Fit a linear SVM with hinge loss for each class (section 3.2), for each cost C.
 
     `features` are N x length, `targets` N x classes: 1, -1, and 0 where an image is left out. libsvm sees the products
-    of all pairs of images only, which takes N * N * 8 bytes and a time that hardly depends on the length; liblinear is
+    of all pairs of images only, which takes N * N * 12 bytes and a time that hardly depends on the length; liblinear is
     for more images than that, and regularises the bias too.
 
     Raises:

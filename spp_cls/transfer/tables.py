@@ -10,7 +10,7 @@ from spp_cls.cli.arguments import parse_keys, run_tool
 from spp_cls.cli.schema import key
 from spp_cls.cli.terminal import Table, format_as
 from spp_cls.evaluation.protocols import REFERENCE_SIDE
-from spp_cls.evaluation.tables import read_paper
+from spp_cls.evaluation.tables import is_sharp, name_data, read_paper
 from spp_cls.transfer.claims import build_claims_tables, get_setting, name_cost
 from spp_cls.transfer.rows import read_rows
 
@@ -29,6 +29,12 @@ _LINE = ("net", "pooling", "width", "sizes", "epochs", "draws")
 
 # A row of ours measures what a row of the paper does if these agree.
 _IDENTITY = ("data", "net", "pooling", "levels", "sizes", "layer", "view", "side")
+
+# What the paper trains and tests on: 30 images of each of 102 classes, drawn ten times; trainval and test of VOC 2007.
+_SETUPS = {
+    "caltech101": {"draws": "10", "train_images": "3060"},
+    "voc2007": {"draws": "1", "train_images": "5011", "test_images": "4952"},
+}
 
 
 @dataclass(frozen=True)
@@ -66,9 +72,13 @@ def _compare(paper_row: dict[str, str], ours: Sequence[dict[str, str]]) -> list[
         row
         for row in ours
         if paper_row["net"]
+        and row["data"] in _SETUPS
         and float(row["width"]) == 1
         and row["is_side_chosen"] == "False"
         and row["epochs"] != "0"
+        and row["input_size"] == str(REFERENCE_SIDE)
+        and all(row[name] == value for name, value in _SETUPS[row["data"]].items())
+        and is_sharp(row, int(row["side"]))
         and all(row[name] == paper_row[name] for name in _IDENTITY)
     ]
     score = get_score(same[-1]) if same else None
@@ -84,7 +94,7 @@ def find_paper_row(row: Mapping[str, Any], paper: Sequence[dict[str, str]]) -> d
     The side of a network that was trained on crops of another size than 224 is taken in proportion. A side that was
     chosen has none.
     """
-    if str(row["is_side_chosen"]) == "True":
+    if str(row["is_side_chosen"]) == "True" or not is_sharp(row, int(row["side"])):
         return None
     side = round(int(row["side"]) * REFERENCE_SIDE / int(row["input_size"]))
     place = {**{name: row[name] for name in ("data", "net", "pooling", "layer", "view")}, "side": str(side)}
@@ -92,9 +102,8 @@ def find_paper_row(row: Mapping[str, Any], paper: Sequence[dict[str, str]]) -> d
     return same[0] if same else None
 
 
-def describe_row(row: Mapping[str, Any], results: str | Path) -> list[str]:
-    """Return the cells of a row of results, the paper's beside it if `results` has its paper.csv."""
-    paper = read_paper(results) if (Path(results) / "paper.csv").is_file() else []
+def describe_row(row: Mapping[str, Any], paper: Sequence[dict[str, str]]) -> list[str]:
+    """Return the cells of a row of results, with the paper's beside it."""
 
     def show(name: str) -> str:
         return "" if row[name] in (None, "") else f"{float(row[name]):.2f}"
@@ -111,9 +120,9 @@ def build_measured_tables(paper: Sequence[dict[str, str]], ours: Sequence[dict[s
     The paper's scores of the same layer and view stand at the end of the line.
     """
     tables: list[Table] = []
-    for data in dict.fromkeys(row["data"] for row in ours):
+    for data in dict.fromkeys(name_data(row) for row in ours):
         lines: dict[tuple[str, ...], dict[str, str]] = {}
-        for row in (row for row in ours if row["data"] == data):
+        for row in (row for row in ours if name_data(row) == data):
             net = {**row, "sizes": "untrained" if row["epochs"] == "0" else row["sizes"]}
             line = (*(net[name] for name in _LINE), name_cost(row), row["layer"])
             # Rows of other settings, such as those of several seeds, have lines of their own too.
@@ -146,7 +155,7 @@ def _show_score(row: Mapping[str, str]) -> str:
 
 
 def _name_metric(data: str, ours: Sequence[Mapping[str, str]]) -> str:
-    row = next(row for row in ours if row["data"] == data)
+    row = next(row for row in ours if name_data(row) == data)
     return "mean average precision of 11 points" if row["accuracy"] == "" else "accuracy, mean over classes,"
 
 

@@ -81,7 +81,7 @@ def checks() -> dict[str, Check]:
     return {"train": build_train, "eval": build_eval}
 
 
-BASE = {"train": ["trainer.accelerator=cpu"], "eval": ["ckpt=best.ckpt", "trainer.accelerator=cpu"]}
+BASE = {"train": ["trainer.accelerator=cpu"], "eval": [f"ckpt={REPOSITORY}/eval.py", "trainer.accelerator=cpu"]}
 CONFIGS = {name: compose_checked(CONF, name, overrides) for name, overrides in BASE.items()}
 KEYS = {name: list_keys(cfg) for name, cfg in CONFIGS.items()}
 # Not what Hydra does beside: other groups, and other folders of configurations.

@@ -66,6 +66,38 @@ def test_predictions_do_not_overwrite_other_files(other: str, tmp_path: Path, co
     assert (tmp_path / other).read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        (("ckpt=", "out=new/a.csv"), "ckpt is empty; give a checkpoint, or a folder of runs"),
+        (("ckpt=[a.ckpt,'']", "out=new/a.csv"), "ckpt is empty; "),
+        (("ckpt=nowhere.ckpt", "out=new/a.csv", "predictions=other/p.csv"), "there is no checkpoint nowhere.ckpt; "),
+        (("ckpt=a.ckpt", "out="), "out is empty; name a file, or leave out out"),
+        (("ckpt=a.ckpt", "flips=false"), "flips is for protocol=custom; add custom to protocol or leave flips out"),
+        (("ckpt=a.ckpt", "positions=[full]"), "positions is for protocol=custom; "),
+        (("ckpt=a.ckpt", "protocol=[all,crop1]"), "protocol=all is every protocol; leave the others out"),
+        (("ckpt=a.ckpt", "--multirun"), "--multirun is for train.py; eval.py takes lists, such as "),
+        (("ckpt=grey.ckpt",), "the network has 1 input channels; the protocols are for RGB images"),
+        (("ckpt=wild.ckpt",), "under crop1 are not finite: the network's values overflow; give another checkpoint"),
+    ],
+)
+def test_what_cannot_be_tested_is_one_line_and_writes_nothing(
+    keys: tuple[str, ...], message: str, image_folder: Path, tmp_path: Path, command: Command
+) -> None:
+    write_checkpoint(tmp_path / "a.ckpt", class_names=CLASSES)
+    write_checkpoint(tmp_path / "grey.ckpt", class_names=CLASSES, in_chans=1, mean=(100.0,))
+    write_checkpoint(tmp_path / "wild.ckpt", class_names=CLASSES)
+    wild = torch.load(tmp_path / "wild.ckpt")
+    for layer in ("hidden2", "classifier"):
+        wild["state_dict"][f"net.head.{layer}.weight"] *= 1e30
+    torch.save(wild, tmp_path / "wild.ckpt")
+    before = set(tmp_path.iterdir())
+    data = ("data=imagefolder", "data.root=images", "data.num_workers=0")
+    more = () if "--multirun" in keys or any("protocol" in each for each in keys) else ("protocol=crop1",)
+    assert message in error_of(command("eval.py", *data, *more, *keys))
+    assert set(tmp_path.iterdir()) == before
+
+
 def test_names_that_are_not_text_keep_their_bytes(tmp_path: Path) -> None:
     path = tmp_path / "rows.csv"
     for number in range(2):
@@ -180,9 +212,9 @@ def test_a_sweep_tests_each_network_under_the_protocols_that_it_can_run(
         ("runs/a/best.ckpt", "crop1"),
         *(("runs/c/best.ckpt", name) for name in ("crop1", "full1", "map10")),
     ]
-    lines = [line for line in result.stderr.splitlines() if line.startswith("not tested")]
-    assert "runs/a/best.ckpt, as full1, map10 need a net that takes any size" in lines[0]
-    assert "runs/b/best.ckpt, as class 0" in lines[1]
+    lines = [line for line in result.stderr.splitlines() if "tested" in line]
+    assert lines[0].startswith("tested in part: runs/a/best.ckpt, as full1, map10 need a net that takes any size")
+    assert lines[1].startswith("not tested: runs/b/best.ckpt, as class 0")
     of_maps = [each.replace("[crop1,full1,map10]", "[full1]") for each in more]
     shutil.rmtree(tmp_path / "runs/c")
     refused = command("eval.py", "ckpt=runs", *of_maps)
@@ -219,8 +251,8 @@ def test_packed_imagenet_stands_beside_the_papers_errors_where_it_is_sharp_enoug
         append_csv(rows, tmp_path / "ours.csv")
         paper, ours = read_results(tmp_path)
         assert [cells[3] for _, _, table in build_paper_tables(paper, ours) for cells in table if cells[3]] == found
-    measured = [cells[0] for cells in build_measured_table(ours)[2]]
-    assert measured == ["imagenet, stored at 255", "imagenet, stored at 256", "imagenet, stored at 256"]
+    measured = [cells[0] for cells in build_measured_table(paper, ours)[2]]
+    assert measured == ["imagenet, stored at 255", "imagenet, stored at 256"]
 
 
 @pytest.mark.parametrize("key", ["data.batch_size=3", "data.cache=device", "data.batch_sise=3"])

@@ -10,6 +10,8 @@ import torch
 from sklearn.metrics import average_precision_score
 from sklearn.svm import SVC
 
+from spp_cls.data.sources import open_source
+from spp_cls.data.sources.packing import PackSettings, pack
 from spp_cls.transfer.datasets import draw_split, open_transfer_data
 from spp_cls.transfer.metrics import compute_11_point_precision
 from tests.conftest import REPOSITORY, Tool, error_of, write_checkpoint, write_image_folder
@@ -175,6 +177,10 @@ def test_new_weights_an_exported_folder_and_an_image_folder(folder: Path, tool: 
         (("side=8", "view=full"), "the smallest side it takes is"),
         (("side=48", "view=crop"), "error: side=48 is smaller than the crop of 64"),
         (("view=full", "layer=maps:conv5"), "maps:conv5 of whole images has no fixed length; take pool"),
+        (("C=[]",), "error: C is an empty list; give one value or more, or leave C out"),
+        (("layer=[]",), "error: layer is an empty list; "),
+        (("side=10001",), "error: side is a list of whole numbers from 1 to 10000"),
+        (("results=damaged",), "error: damaged/paper.csv is not the paper's results (score is missing)"),
         (("C=0",), "error: C is a list of numbers above 0"),
         (("ckpt=no.ckpt",), "error: there is no checkpoint no.ckpt"),
         (("layers=pool",), "error: there is no key layers; did you mean layer?"),
@@ -199,6 +205,9 @@ def test_new_weights_an_exported_folder_and_an_image_folder(folder: Path, tool: 
     ],
 )
 def test_mistakes(keys: tuple[str, ...], message: str, folder: Path, tool: Tool) -> None:
+    (folder / "damaged").mkdir()
+    lines = (REPOSITORY / "results/paper.csv").read_text().replace(",score", ",scores")
+    (folder / "damaged/paper.csv").write_text(lines)
     assert message in error_of(tool(*RUN, *CALTECH, *keys))
     assert not (folder / "features").exists()
 
@@ -233,6 +242,31 @@ def test_the_precision_is_the_one_that_was_computed(folder: Path, tool: Tool) ->
         result = tool(*RUN, *keys, f"trainer.precision={precision}")
         assert result.returncode == 0, result.stderr
     assert [row["precision"] for row in read(folder / "t.csv")] == ["bf16-mixed", "bf16-mixed"]
+
+
+def test_features_that_are_not_finite(folder: Path, tool: Tool) -> None:
+    checkpoint = torch.load(folder / "net.ckpt", weights_only=True)
+    checkpoint["state_dict"]["net.head.hidden1.weight"] *= 1e38
+    torch.save(checkpoint, folder / "wild.ckpt")
+    message = error_of(tool(*RUN, *CALTECH, "layer=[pool,hidden1]", "ckpt=wild.ckpt"))
+    assert message.startswith("error: hidden1 of ")
+    assert ".jpg is not finite: the network's values overflow; give other weights" in message
+
+
+def test_images_that_were_packed_smaller_have_features_of_their_own(folder: Path, tool: Tool) -> None:
+    files = write_image_folder(folder / "mine", train=4, val=2)
+    sources = {split: open_source("imagefolder", files, split) for split in ("train", "val")}
+    pack(sources, folder / "packed", PackSettings(32), 1, "stop")
+    given = (("data=imagefolder", "data.root=mine"), ("data=packed", "data.root=packed"))
+    for keys in given:
+        result = tool(*RUN, *keys, "layer=pool", "out=t.csv")
+        assert result.returncode == 0, result.stderr
+    assert [row["stored_side"] for row in read(folder / "t.csv")] == ["", "32"]
+    whole, small = sorted((folder / "features").iterdir(), key=lambda path: len(path.name))
+    assert small.name == whole.name.replace("mine-", "packed-stored-at-32-")
+    assert (whole / "full-64-pool.npy").read_bytes() != (small / "full-64-pool.npy").read_bytes()
+    message = error_of(tool(*RUN, *given[0], "layer=pool", f"features=features/{small.name}"))
+    assert "has features of another storage (min side 32" in message
 
 
 def test_features_of_another_network(folder: Path, tool: Tool) -> None:

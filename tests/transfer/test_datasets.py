@@ -91,6 +91,44 @@ def test_an_image_folder_trains_on_train_and_tests_on_val(tmp_path: Path) -> Non
     assert data.source.size(13) == (120, 150)
 
 
+class Parts:
+    """A data source whose val part has its classes, or its images, otherwise than its train part."""
+
+    def __init__(self, root: Path, split: str, val_classes: tuple[str, ...], val_labels: list[int]) -> None:
+        is_val = split == "val"
+        self.root = root
+        self.class_names = val_classes if is_val else ("a", "b")
+        self.labels = np.array(val_labels if is_val else [0, 1], np.int64)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def name(self, index: int) -> str:
+        return str(index)
+
+    location = read = size = name
+
+
+def open_reversed(root: Path, split: str) -> Parts:
+    return Parts(root, split, ("b", "a"), [0, 1])
+
+
+def open_without_val(root: Path, split: str) -> Parts:
+    return Parts(root, split, ("a", "b"), [])
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("open_reversed", "class 0 is 'a' in train and 'b' in val; "),
+        ("open_without_val", "there are no validation images in"),
+    ],
+)
+def test_parts_that_do_not_fit(kind: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        open_transfer_data(f"tests.transfer.test_datasets.{kind}", tmp_path)
+
+
 def test_wrong_layouts(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="there is no folder"):
         open_transfer_data("caltech101", tmp_path / "nothing")

@@ -6,7 +6,7 @@ from sklearn.svm import SVC, LinearSVC
 
 from spp_cls.cli.errors import UserError
 from spp_cls.transfer.datasets import make_targets
-from spp_cls.transfer.svm import fit_classifiers, normalise_lengths
+from spp_cls.transfer.svm import check_memory, fit_classifiers, normalise_lengths
 
 CLASSES = 5
 
@@ -18,6 +18,12 @@ def draw(count: int, seed: int, length: int = 60) -> tuple[np.ndarray, np.ndarra
     labels = np.arange(count) % CLASSES
     features = np.maximum(centres[labels] + 0.23 * length**0.5 * random.normal(size=(count, length)), 0)
     return features.astype(np.float32), labels
+
+
+def test_products_that_do_not_fit_into_memory() -> None:
+    check_memory(10_000_000, "liblinear")
+    with pytest.raises(UserError, match="svm=libsvm takes 1,200,000 GB of memory for 10,000,000 training images, and"):
+        check_memory(10_000_000, "libsvm")
 
 
 @pytest.mark.parametrize("length", [60, 400])

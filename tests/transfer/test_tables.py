@@ -53,6 +53,9 @@ def make_row(**values: Any) -> TransferRow:
         "input_size": 224,
     }
     place = {"data": "caltech101", "layer": "pool", "view": "full", "side": "224", "is_side_chosen": False}
+    place |= {"draws": 10, "train_images": 3060}
+    if values.get("data") == "voc2007":
+        place |= {"draws": 1, "train_images": 5011, "test_images": 4952}
     return TransferRow(**{**empty, **given, **place, "accuracy": 91.0, "by_draw": "90.0 92.0", **values})  # type: ignore[arg-type]
 
 
@@ -75,7 +78,9 @@ def test_the_papers_scores(number: str, expected: dict[tuple[str, ...], str]) ->
 def test_only_the_same_measurement_stands_beside_the_papers(tmp_path: Path) -> None:
     others = [
         make_row(width=0.25), make_row(sizes="single"), make_row(epochs=0), make_row(is_side_chosen=True),
-        make_row(side="225"), make_row(data="voc2007", accuracy=None, map_11=50.0),
+        make_row(side="225"), make_row(data="voc2007", accuracy=None, map_11=50.0), make_row(input_size=112),
+        make_row(draws=1), make_row(train_images=510), make_row(stored_side=223),
+        make_row(data="voc2007", layer="hidden2", accuracy=None, map_11=50.0, train_images=100),
     ]  # fmt: skip
     folder = write_results(tmp_path, *others)
     paper, ours = read_paper(folder), read_transfer_results(folder)
@@ -104,7 +109,7 @@ def test_narrow_networks_have_the_papers_score_in_a_table_of_their_own(tmp_path:
         make_row(data="voc2007", layer="hidden2", side="392", accuracy=None, map_11=50.0),
     )
     tables = build_measured_tables(read_paper(folder), read_transfer_results(folder))
-    net = ["spp", "0.5", "alternate", "70", "0"]
+    net = ["spp", "0.5", "alternate", "70", "10"]
     # Half the side for a network of half the crops.
     assert [(title.split(":")[0], header[6:], rows) for title, header, rows in tables] == [
         (
@@ -123,13 +128,13 @@ def test_narrow_networks_have_the_papers_score_in_a_table_of_their_own(tmp_path:
             [
                 ["zf5", *net, "", "pool", "40.00", "41.00 ± 0.50", "", "", "43.00", "91.44", "89.91"],
                 ["zf5", *net, "chosen", "pool", "", "", "", "42.00", "", "", ""],
-                ["mine", "spp", "1.0", "alternate", "70", "0", "", "pool", "", "", "44.00", "", "", "", ""],
+                ["mine", "spp", "1.0", "alternate", "70", "10", "", "pool", "", "", "44.00", "", "", "", ""],
             ],
         ),
         (
             "voc2007",
             ("C", "layer", "full 392", "paper, full 392"),
-            [["zf5", "spp", "1.0", "alternate", "70", "0", "", "hidden2", "50.00", "80.10"]],
+            [["zf5", "spp", "1.0", "alternate", "70", "1", "", "hidden2", "50.00", "80.10"]],
         ),
     ]
 

@@ -4,6 +4,7 @@ import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from spp_cls.data.sources.packed import PackedImages
 from spp_cls.data.sources.parquet import ParquetImages
@@ -29,12 +30,25 @@ def identify_source(kind: str, root: str | Path, source: ImageSource) -> SourceI
     A pack of unchanged files has the digest of the files.
     """
     parts = [hash_list(source), *source.class_names]
-    stored_side = None
-    if isinstance(source, PackedImages) and source.min_side is not None:
-        stored_side = source.min_side
-        parts.append(f"{source.min_side} {source.quality}")
+    storage = find_storage(source)
+    if storage:
+        parts.append(f"{storage.min_side} {storage.quality}")
     digest = hashlib.sha256("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()
-    return SourceIdentity(name_source(kind, root, source), digest, stored_side)
+    return SourceIdentity(name_source(kind, root, source), digest, storage and storage.min_side)
+
+
+class Storage(NamedTuple):
+    """The min side and the JPEG quality that packing stored images at."""
+
+    min_side: int
+    quality: int
+
+
+def find_storage(source: ImageSource) -> Storage | None:
+    """Return how a pack stored its images; None: as they came."""
+    if not isinstance(source, PackedImages) or source.min_side is None or source.quality is None:
+        return None
+    return Storage(source.min_side, source.quality)
 
 
 def name_source(kind: str, root: str | Path, source: ImageSource | ParquetImages) -> str:

@@ -4,7 +4,7 @@ import hashlib
 import json
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from spp_cls.cli.errors import UserError
 from spp_cls.data.sources import ImageSource
-from spp_cls.data.sources.identity import hash_list
+from spp_cls.data.sources.identity import Storage, hash_list
 from spp_cls.evaluation.images import MAX_PIXELS, Cut, load_cuts
 from spp_cls.evaluation.rows import find_version
 from spp_cls.models.checkpoint import convert_config_to_dict
@@ -37,22 +37,36 @@ def hash_net(net: SPPNet) -> str:
 
 
 def create_store(
-    net: SPPNet, source: ImageSource, features: Sequence[Feature], folder: str | Path, precision: str = "32-true"
+    net: SPPNet,
+    source: ImageSource,
+    features: Sequence[Feature],
+    folder: str | Path,
+    precision: str = "32-true",
+    storage: Storage | None = None,
 ) -> FeatureStore:
     """Make the files for features of a network for the images of a source in a folder, as far as they are not there.
+
+    `storage` is how a pack stored the images.
 
     Raises:
         UserError: if the folder has features of another network, data set or version, or the disk has no space.
     """
-    store = open_store(net, source, folder, precision)
+    store = open_store(net, source, folder, precision, storage)
     store.create(measure_lengths(net, features))
     return store
 
 
-def open_store(net: SPPNet, source: ImageSource, folder: str | Path, precision: str = "32-true") -> FeatureStore:
+def open_store(
+    net: SPPNet,
+    source: ImageSource,
+    folder: str | Path,
+    precision: str = "32-true",
+    storage: Storage | None = None,
+) -> FeatureStore:
     """Open a folder that create_store has made, in another process."""
     identity = {
         "network": hash_net(net), "data": hash_list(source), "precision": precision, "spp_cls": find_version(),
+        "storage": storage and f"min side {storage.min_side}, quality {storage.quality}",
     }  # fmt: skip
     return FeatureStore(folder, identity, len(source))
 
@@ -83,7 +97,8 @@ def extract_features(
     those of the network on this image, for any number of processes.
 
     Raises:
-        UserError: if the store cannot be written, or workers take longer than `timeout` seconds for a batch.
+        UserError: if the store cannot be written, features are not finite, or workers take longer than `timeout`
+            seconds for a batch.
         UndecodableImageError: if an image is damaged.
     """
     rank, world_size = (fabric.global_rank, fabric.world_size) if fabric else (0, 1)
@@ -114,6 +129,7 @@ def extract_features(
                     with fabric.autocast() if fabric else nullcontext():
                         outputs = compute_layers(net, batch.images[cut], [each.layer for each in members])
                     values |= {each: outputs[each.layer].float().cpu().numpy() for each in members}
+                _check_values(values, source, batch.indices.tolist())
                 store.write(batch.indices.tolist(), values)
                 bar.update(len(batch.indices))
                 if time.monotonic() - committed > _SECONDS_BETWEEN_COMMITS:
@@ -130,3 +146,13 @@ def extract_features(
     if fabric:
         fabric.barrier()
     return len(images)
+
+
+def _check_values(values: Mapping[Feature, np.ndarray], source: ImageSource, indices: Sequence[int]) -> None:
+    for feature, rows in values.items():
+        if not np.isfinite(rows).all():
+            index = indices[int(np.flatnonzero(~np.isfinite(rows).all(1))[0])]
+            raise UserError(
+                f"{feature.layer} of {source.location(index)} is not finite: the network's values overflow; give "
+                "other weights, or trainer.precision=32-true"
+            )
