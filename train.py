@@ -42,11 +42,11 @@ def build(keys: TrainKeys) -> tuple[NetConfig, ImageNetDataModule, OptimizerFact
     )  # fmt: skip
     check_sizes(config, data.possible_shapes.all)
     create_loggers(keys.logger)
-    if "spawn" in keys.trainer.strategy:
-        raise UserError("trainer.strategy: loggers and locks of a run cannot be sent to spawned processes; set ddp")
     check_names(keys.name, keys.run_folder)
+    if keys.init_from == "":
+        raise UserError("init_from is empty; give a checkpoint, or null")
     schedule = create_schedule(keys.schedule, keys.trainer.max_epochs)
-    return config, data, create_factory(keys.optimizer), schedule, create_loss(keys.loss)
+    return config, data, create_factory(keys.optimizer), schedule, create_loss(keys.loss, augmentation.mixes_pairs)
 
 
 def train(keys: TrainKeys, cfg: DictConfig) -> dict[str, Any]:

@@ -88,7 +88,8 @@ class TrainerKeys(DeviceKeys):
     """Lightning's Trainer."""
 
     max_epochs: int = key(least=1)
-    strategy: str = key()
+    # Loggers and locks of a run cannot be sent to processes that Lightning forks or spawns.
+    strategy: str = key(words=("auto", "ddp", "ddp_find_unused_parameters_true"))
     gradient_clip_val: float | None = key(above=0)
     accumulate_grad_batches: int = key(least=1)
     sync_batchnorm: bool = key()

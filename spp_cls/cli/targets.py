@@ -4,12 +4,14 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
-from typing import Any, get_type_hints
+from typing import Any, TypeVar, get_type_hints
 
 from hydra.utils import get_object
 
 from spp_cls.cli.errors import UserError, suggest
 from spp_cls.cli.schema import describe_type, has_type
+
+Returned = TypeVar("Returned")
 
 TARGET, PARTIAL = "_target_", "_partial_"
 
@@ -93,6 +95,20 @@ def call_bound(target: partial[Any], name: str, *arguments: Any) -> Any:
         raise
     except (TypeError, ValueError) as error:
         raise UserError(f"{name}: {_last_line(error)}") from error
+
+
+def try_out(action: Callable[[], Returned], name: str) -> Returned:
+    """Use a part that the user has chosen for the first time, before a run needs it.
+
+    Raises:
+        UserError: if it raises any error.
+    """
+    try:
+        return action()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{name}: {type(error).__name__}: {_last_line(error)}; give other values or another") from error
 
 
 def _last_line(error: BaseException) -> str:

@@ -58,6 +58,8 @@ def check_sources(train: ImageSource, val: ImageSource, world_size: int) -> None
         UserError: if there are fewer images than processes, or the classes differ.
     """
     check_classes({"train": train, "val": val})
+    if len(train.class_names) < 2:
+        raise UserError(f"{train.root} has one class alone, {train.class_names[0]}; is data.root a folder too high?")
     if not len(val):
         raise UserError(f"there are no validation images in {val.root}")
     if len(val) < world_size:

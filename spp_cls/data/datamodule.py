@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import pytorch_lightning as pl
 
+from spp_cls.cli.errors import UserError
 from spp_cls.cli.keys import DataKeys
 from spp_cls.cli.schema import check_fields
 from spp_cls.data.checks import check_batch, check_limit, check_options, check_sources
@@ -30,7 +31,8 @@ from spp_cls.data.transforms.buckets import sort_into_buckets
 from spp_cls.data.transforms.crops import compute_min_side
 from spp_cls.data.transforms.randomness import Purpose, create_generator
 from spp_cls.data.transforms.shapes import TrainingShapes
-from spp_cls.models.config import IMAGENET_MEAN, create_config
+from spp_cls.models.config import IMAGENET_MEAN, NetConfig, create_config
+from spp_cls.models.net import SPPNet
 
 _log = logging.getLogger(__name__)
 
@@ -127,12 +129,32 @@ class ImageNetDataModule(pl.LightningDataModule):
         """List the data and check that it fills a batch, before any image is read."""
         if self.trainer:
             self.check_trainer(self.trainer)
+            net = getattr(self.trainer.lightning_module, "net", None)
+            if isinstance(net, SPPNet):
+                self._check_network(net.config)
             if stage == "fit":
                 # Sizes may need a number of epochs, which is then missed before the first step.
                 self.possible_shapes.choose(self.possible_shapes.largest[0], 0, self.trainer.max_epochs)
         else:
             self.check_batch(1)
             check_sources(self.train_source, self.val_source, 1)
+
+    def _check_network(self, config: NetConfig) -> None:
+        """Raise UserError if a network's images are to be made otherwise: its checkpoint would be tested otherwise."""
+        needed = {
+            "crop": config.input_size, "mean": config.mean, "std": config.std, "interpolation": config.interpolation,
+        }  # fmt: skip
+        for name, value in needed.items():
+            if value != getattr(self, name):
+                raise UserError(
+                    f"the data module has {name}={getattr(self, name)}, and the network {value}; give the data module "
+                    f"the {name} of net.config"
+                )
+        if config.num_classes != len(self.class_names):
+            raise UserError(
+                f"the network has {config.num_classes} classes, and {self.root} has {len(self.class_names)}; build "
+                f"it with num_classes={len(self.class_names)}"
+            )
 
     def check_trainer(self, trainer: pl.Trainer) -> None:
         """Check that the images fill a batch of a trainer, and that its shares of an epoch leave whole steps.

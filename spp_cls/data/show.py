@@ -44,7 +44,7 @@ class ShowOptions:
     seed: int = key(0, help="seed of order and augmentation", least=0)
     crop: int = key(224, help="side of the training crop", least=1, most=10_000)
     augmentation: str = key("paper", help="paper, none, standard, strong, mix or your own my_module.Mine")
-    pca_std: float = key(0.1, help="colour jitter of the paper's augmentation; 0: none", least=0)
+    pca_std: float | None = key(None, help="colour jitter of the paper's augmentation; 0: none; null: 0.1", least=0)
 
 
 def draw_sheet(
@@ -82,10 +82,12 @@ def main(arguments: Sequence[str]) -> None:
     sampler.set_epoch(options.epoch)
     chosen = [epoch_index for epoch_index, _ in zip(sampler, range(count), strict=False)]
     augmentation = _create_augmentation(options)
+    if augmentation.mixes_pairs and count % 2:
+        raise UserError(f"the augmentation mixes images in pairs, and {count} is an odd number; set images to another")
     batch = TrainingCrops(source, options.crop, augmentation, options.seed).__getitems__(chosen)
 
     def mix(finished: Batch) -> Batch:
-        if not augmentation.mixes_pairs or count % 2:
+        if not augmentation.mixes_pairs:
             return finished
         random = create_generator(Purpose.MIXING, options.seed, options.epoch)
         return mix_batch(finished, augmentation, random, len(source.class_names))
@@ -98,7 +100,9 @@ def main(arguments: Sequence[str]) -> None:
 
 def _create_augmentation(options: ShowOptions) -> Augmentation:
     if options.augmentation == "paper":
-        return PaperAugmentation(pca_std=options.pca_std)
+        return PaperAugmentation() if options.pca_std is None else PaperAugmentation(pca_std=options.pca_std)
+    if options.pca_std is not None:
+        raise UserError("pca_std is for augmentation=paper; leave it out")
     if options.augmentation == "none":
         return PaperAugmentation(corners=False, flip=False, pca_std=0)
     if options.augmentation in _STANDARD:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
@@ -23,6 +24,10 @@ class Backbone(nn.Module):
 
     # Factor of the learning rate of biases, here and in the head.
     bias_lr_scale = 1.0
+
+    # By which create_backbone builds it again, as for a checkpoint; empty of a class that it does not know.
+    name: str = ""
+    width: float = 1.0
 
     def forward(self, images: Tensor) -> Tensor:
         """Map N x in_chans x H x W images to the last feature map."""
@@ -208,10 +213,11 @@ def create_backbone(name: str, in_chans: int = 3, width: float = 1.0) -> Backbon
     Raises:
         UserError: if no backbone has this name.
     """
-    if name in SPECS:
-        return PaperBackbone(SPECS[name], in_chans, width)
-    if name in _FACTORIES:
-        return _FACTORIES[name](in_chans, width)
+    if name in SPECS or name in _FACTORIES:
+        factory = partial(PaperBackbone, SPECS[name]) if name in SPECS else _FACTORIES[name]
+        backbone = factory(in_chans, width)
+        backbone.name, backbone.width = name, width
+        return backbone
     names = ", ".join([*SPECS, *_FACTORIES])
     raise UserError(
         f"there is no network {name!r}; choose among {names}, timm's as timm/NAME, or name the module of your own in "

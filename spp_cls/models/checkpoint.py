@@ -49,12 +49,33 @@ class _Data:
 
 
 @dataclass(frozen=True)
+class _Counts:
+    ready: int | None = key(None, least=0, most=2**40)
+
+
+@dataclass(frozen=True)
+class _Progress:
+    current: _Counts = key(_Counts())
+
+
+@dataclass(frozen=True)
+class _FitLoop:
+    epoch_progress: _Progress = key(_Progress())
+
+
+@dataclass(frozen=True)
+class _Loops:
+    fit_loop: _FitLoop = key(_FitLoop())
+
+
+@dataclass(frozen=True)
 class _Training:
     """What a checkpoint says of its training, as far as it is read here."""
 
     epoch: int | None = key(None, least=0, most=2**40)
     global_step: int | None = key(None, least=0, most=2**60)
     data: _Data = key(_Data(), name="datamodule_hyper_parameters")
+    loops: _Loops = key(_Loops())
 
 
 @dataclass(frozen=True)
@@ -219,7 +240,9 @@ def count_epochs(checkpoint: dict[str, Any]) -> int:
     epoch = create_from_plain(_Training, checkpoint).epoch
     if epoch is None:
         raise UserError("the checkpoint does not say its epoch; give a .ckpt file written by train.py")
-    return epoch + 1
+    # Of a checkpoint that was saved after the last epoch, Lightning counts one more.
+    begun = create_from_plain(_Training, checkpoint).loops.fit_loop.epoch_progress.current.ready
+    return epoch + 1 if begun is None else begun
 
 
 def describe_seed(checkpoint: dict[str, Any]) -> str:

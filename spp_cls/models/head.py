@@ -17,6 +17,7 @@ class Head(nn.Module):
         self, in_features: int, hidden: Sequence[int] = (4096, 4096), num_classes: int = 1000, drop_rate: float = 0.5
     ) -> None:
         super().__init__()
+        self.in_features = in_features
         # Units of the hidden layers.
         self.hidden = tuple(hidden)
         self.drop_rate = drop_rate

@@ -28,12 +28,23 @@ def get_shape(size: ImageSize) -> tuple[int, int]:
 class SPPNet(nn.Module):
     """A classifier in three parts: a backbone, a pooling of its feature map into bins, and a head.
 
-    `config` describes the network; without one, it is made from the three parts. Inputs are N x in_chans x H x W, as
+    `config` describes the network; without one, it is made from the three parts, and load_net builds the network again
+    if create_backbone or TimmBackbone made the backbone. Inputs are N x in_chans x H x W, as
     data.loading.batch.normalize makes them from pixels. It has the interface of a timm model.
+
+    Raises:
+        UserError: if the head takes another number of values than the backbone and the pooling give.
     """
 
     def __init__(self, backbone: Backbone, pool: Pooling, head: Head, config: NetConfig | None = None) -> None:
         super().__init__()
+        length = backbone.channels * pool.bins
+        # Another class of head may not say.
+        if getattr(head, "in_features", length) != length:
+            raise UserError(
+                f"the head takes {head.in_features} values, and {backbone.channels} channels in {pool.bins} bins are "
+                f"{length}; build it with in_features={length}"
+            )
         self.config = config or _describe_parts(backbone, pool, head)
         self.backbone = backbone
         self.pool = pool
@@ -124,7 +135,8 @@ class SPPNet(nn.Module):
 def _describe_parts(backbone: Backbone, pool: Pooling, head: Head) -> NetConfig:
     first = backbone.get_submodule(backbone.first_conv)
     return create_config(
-        type(backbone).__name__, pooling="avg" if isinstance(pool, AveragePool) else "spp", levels=pool.levels,
+        backbone.name or type(backbone).__name__, width=backbone.width,
+        pooling="avg" if isinstance(pool, AveragePool) else "spp", levels=pool.levels,
         num_classes=head.num_classes, hidden=head.hidden, drop_rate=head.drop_rate,
         in_chans=first.in_channels if isinstance(first, nn.Conv2d) else None,
     )  # fmt: skip

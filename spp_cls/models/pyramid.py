@@ -30,8 +30,7 @@ class SpatialPyramidPool(nn.Module):
 
     def __init__(self, levels: Sequence[int] = (6, 3, 2, 1)) -> None:
         super().__init__()
-        if not levels or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in levels):
-            raise UserError(f"pyramid levels are whole numbers from 1 up, such as (6, 3, 2, 1); got {levels!r}")
+        _check_levels(levels)
         self.levels = tuple(levels)
 
     @property
@@ -94,8 +93,9 @@ def pool_windows(maps: Tensor, windows: Tensor, levels: Sequence[int]) -> Tensor
     maps".
 
     Raises:
-        UserError: if the maps are on Apple's GPU.
+        UserError: if there is no level, or one below 1, or the maps are on Apple's GPU.
     """
+    _check_levels(levels)
     _check_device(maps.device.type)
     # A maximum is exact in any type, and roi_pool has no bfloat16.
     dtype = torch.promote_types(maps.dtype, torch.float32)
@@ -104,6 +104,11 @@ def pool_windows(maps: Tensor, windows: Tensor, levels: Sequence[int]) -> Tensor
     for n, finer in find_finer_levels(levels).items():
         grids[n] = F.max_pool2d(grids[finer], finer // n) if finer else _pool_level(values, rois, n)
     return torch.cat([grids[n].flatten(1) for n in levels], dim=1).to(maps.dtype)
+
+
+def _check_levels(levels: Sequence[int]) -> None:
+    if not levels or any(not isinstance(n, int) or isinstance(n, bool) or n < 1 for n in levels):
+        raise UserError(f"pyramid levels are whole numbers from 1 up, such as (6, 3, 2, 1); got {levels!r}")
 
 
 def _check_device(kind: str) -> None:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 import torch
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 
+from spp_cls.cli.errors import UserError
 from spp_cls.models.config import ANY_NET, describe_for_timm
 from spp_cls.models.net import SPPNet, build_net
 from spp_cls.models.specs import PRESETS, SPECS
@@ -18,7 +19,10 @@ def _create_entry_point(name: str, pooling: Literal["spp", "avg", "none"], varia
     def build(img_size: int | tuple[int, int] | None = None, **options: Any) -> SPPNet:
         # timm fills in the channels and, for a network of fixed input size, the size; img_size is its name for it.
         if img_size is not None:
-            options["input_size"] = img_size if isinstance(img_size, int) else img_size[0]
+            height, width = (img_size, img_size) if isinstance(img_size, int) else img_size
+            if height != width:
+                raise UserError(f"img_size={img_size} is the side of square crops; give one number")
+            options["input_size"] = height
         return build_net(name, pooling, **options)
 
     def create(pretrained: bool = False, **options: Any) -> SPPNet:

@@ -21,6 +21,17 @@ from spp_cls.training.run.overwriting import Overwriting
 TENSORBOARD_FOLDER, WANDB_FOLDER, MLFLOW_FOLDER = "tensorboard", "wandb", "mlflow"
 CSV_FILE = Path("csv", "metrics.csv")
 
+# What the loggers write into a run folder. Of MLflow, the description of an experiment is not of a run: the next one
+# finds the experiment by it.
+LOG_FILES = (
+    f"{TENSORBOARD_FOLDER}/**/events.out.tfevents*",
+    f"{TENSORBOARD_FOLDER}/hparams.yaml",
+    str(CSV_FILE),
+    f"{WANDB_FOLDER}/*run-*/**/*",
+    f"{WANDB_FOLDER}/debug*.log",
+    f"{MLFLOW_FOLDER}/*/*/**/*",
+)
+
 
 def create_loggers(nodes: Mapping[str, Mapping[str, Any]], resume_step: int = 0) -> list[Logger]:
     """Return the logger that each node of the configuration names as `_target_`.

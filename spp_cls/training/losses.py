@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.schema import check_fields, key
-from spp_cls.cli.targets import call_bound, call_target
+from spp_cls.cli.targets import call_target, try_out
 
 # (logits, targets) -> mean loss. Logits are N x classes; targets N labels or, where images were mixed, N x classes
 # shares that sum to 1.
@@ -63,16 +63,18 @@ class BinaryCrossEntropy:
         return F.binary_cross_entropy_with_logits(logits, shares)
 
 
-def create_loss(node: Mapping[str, Any]) -> Loss:
-    """Return the loss of a configuration node.
+def create_loss(node: Mapping[str, Any], takes_shares: bool = False) -> Loss:
+    """Return the loss of a configuration node; with `takes_shares` its targets are shares of classes, too.
 
     Raises:
-        UserError: if it cannot be made, or does not return one number for logits and labels.
+        UserError: if it cannot be made, or does not return one number for logits and targets.
     """
     loss: Loss = call_target(node, "loss")
     if not callable(loss):
         raise UserError(f"loss: {loss!r} cannot be called; give a function of (logits, targets)")
-    value = call_bound(partial(loss), "loss", torch.zeros(2, 3), torch.tensor([0, 1]))
-    if not isinstance(value, Tensor) or value.ndim:
-        raise UserError(f"loss: a loss returns a tensor of one number, not {value!r}")
+    labels = torch.tensor([0, 1])
+    for targets in (labels, F.one_hot(labels, 3).float()) if takes_shares else (labels,):
+        value = try_out(partial(loss, torch.zeros(2, 3), targets), "loss")
+        if not isinstance(value, Tensor) or value.ndim:
+            raise UserError(f"loss: a loss returns a tensor of one number, not {value!r}")
     return loss

@@ -12,7 +12,7 @@ from torch.optim import SGD, Optimizer
 
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.schema import check_fields, key
-from spp_cls.cli.targets import bind_target, call_bound
+from spp_cls.cli.targets import bind_target, call_bound, try_out
 from spp_cls.models.net import SPPNet
 
 ParameterGroups = list[dict[str, Any]]
@@ -65,13 +65,26 @@ def create_factory(node: Mapping[str, Any]) -> OptimizerFactory:
     The key `backbone_lr_scale` is left to group_parameters.
 
     Raises:
-        UserError: if there is no such class or function, it refuses its keys, or does not return an optimizer.
+        UserError: if there is no such class or function, it refuses its keys, does not return an optimizer, or this
+            cannot make a step.
     """
     own = {each.name for each in fields(_GroupKeys)}
     check_fields(_GroupKeys(**{name: value for name, value in node.items() if name in own}), "optimizer.")
     factory = bind_target({name: value for name, value in node.items() if name not in own}, "optimizer")
-    _call_factory(factory, [{"params": [Parameter(torch.zeros(1, 1))], "lr_scale": 1.0}])
+    try_out(lambda: _make_steps(factory), "optimizer")
     return factory
+
+
+def _make_steps(factory: OptimizerFactory) -> None:
+    # As large as the smallest that Muon takes.
+    matrices = [Parameter(torch.ones(4, 4)), Parameter(torch.ones(4, 4, 3, 3))]
+    biases: dict[str, Any] = {"params": [Parameter(torch.ones(4))], "lr_scale": 1.0, "weight_decay": 0.0}
+    optimizer = _call_factory(factory, [{"params": matrices, "lr_scale": 1.0}, biases])
+    for _ in range(2):
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
 
 
 def create_optimizer(net: SPPNet, factory: OptimizerFactory | None = None, backbone_lr_scale: float = 1.0) -> Optimizer:

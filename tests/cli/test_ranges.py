@@ -36,7 +36,7 @@ REFUSED = {
     "trainer.limit_val_batches": ("0", "0.0", "-1"),
     "trainer.gradient_clip_val": ("0", "-1"),
     "trainer.devices": ("123456789012345678901234567890", "[5000]"),
-    "trainer.strategy": ("ddp_spawn",),
+    "trainer.strategy": ("ddp_spawn", "ddp_fork", "ddp_notebook", "single_device"),
     "trainer.num_nodes": ("0", "1e9"),
     "trainer.precision": ("64-true", "bf16-true", "half", "8"),
     "checkpoint.every_minutes": ("0", "-1", "soon"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch.utils.data import get_worker_info
 
 from spp_cls import UserError
@@ -73,6 +74,13 @@ def test_a_source_that_says_a_wrong_size(shared_image_folder: Path, monkeypatch:
         UserError, match=r"0\.jpg is 80 x 64 pixels at min side 64, more than the size\(\) of its source"
     ):
         DeviceImages(open_odd(shared_image_folder, "train"), 64, CPU, 0)
+
+
+def test_an_image_of_an_absurd_shape_takes_no_memory(image_folder: Path) -> None:
+    Image.new("RGB", (60_000, 1)).save(image_folder / "train/blue/0.jpg")
+    images = DeviceImages(open_source("imagefolder", image_folder, "train"), 64, CPU, 0)
+    with pytest.raises(UndecodableImageError, match=r"0\.jpg: 60000 x 1 pixels, over 256 times longer than wide"):
+        images.image(0)
 
 
 def test_an_image_whose_header_alone_is_damaged_is_left_out(

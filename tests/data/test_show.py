@@ -67,7 +67,7 @@ def test_images_are_mixed_as_in_the_first_step(image_folder: Path, tmp_path: Pat
         ("seed=1", r"data\.root is not set"),
         ("images=0", "images is a whole number from 1 to 10000, not 0"),
         ("epoch=x", "epoch is a whole number from 0, not 'x'"),
-        ("pca_std=x", "pca_std is a number from 0, not 'x'"),
+        ("pca_std=x", "pca_std is a number from 0 or null, not 'x'"),
         ("colour_deviation=0", "there is no key colour_deviation"),
         ("picture.png", r"picture\.png is not key=value"),
     ],
@@ -75,6 +75,20 @@ def test_images_are_mixed_as_in_the_first_step(image_folder: Path, tmp_path: Pat
 def test_mistakes(argument: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         main(["data=imagefolder", argument])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["augmentation=mix", "images=3"], "the augmentation mixes images in pairs, and 3 is an odd number"),
+        (["augmentation=standard", "pca_std=0.9"], "pca_std is for augmentation=paper; leave it out"),
+    ],
+)
+def test_what_would_not_be_drawn(arguments: list[str], message: str, image_folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "sheet.png"
+    with pytest.raises(ValueError, match=message):
+        main(["data=imagefolder", f"data.root={image_folder}", f"out={out}", *arguments])
+    assert not out.exists()
 
 
 def test_help(capsys: pytest.CaptureFixture[str]) -> None:

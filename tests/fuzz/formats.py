@@ -86,6 +86,7 @@ def write_whole_files(folder: Path) -> None:
     content = {
         "net_config": asdict(net.config), "state_dict": weights, "epoch": 3, "global_step": 12,
         "loops": {}, "callbacks": {}, "optimizer_states": [], "lr_schedulers": [],
+        "validation_errors": [], "train_counts": [],
         "datamodule_hyper_parameters": {"sizes": [64, 56]},
     }  # fmt: skip
     for kind in FORMATS:

@@ -66,7 +66,7 @@ def damage_results(files: Files, random: Random, code: str) -> Files:
 
 def open_results(folder: Path) -> Any:
     paper, ours = read_results(folder)
-    return build_paper_tables(paper, ours), build_measured_table(ours), read_csv(folder / "results.csv")
+    return build_paper_tables(paper, ours), build_measured_table(paper, ours), read_csv(folder / "results.csv")
 
 
 def is_right_results(found: Any) -> bool:

@@ -116,6 +116,11 @@ def test_a_checkpoint_without_an_epoch_is_not_a_result(tmp_path: Path) -> None:
     assert load_net(path).num_classes == 2
     with pytest.raises(UserError, match="does not say its epoch"):
         count_epochs(load_checkpoint(path))
+    # In its fourth epoch, and after it, when Lightning has counted one more.
+    for epoch in (3, 4):
+        loops = {"fit_loop": {"epoch_progress": {"current": {"ready": 4}}}}
+        whole = {CONFIG_KEY: TINY, "state_dict": tiny_weights(), "epoch": epoch, "loops": loops}
+        assert count_epochs(load_checkpoint(save(path, **whole))) == 4
 
 
 def test_a_bit_of_a_weight_that_changed_is_found(tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """The networks: widths, counts, initial weights, timm's interface."""
 
+from dataclasses import asdict
+from pathlib import Path
+
 import pytest
 import timm
 import torch
@@ -15,6 +18,7 @@ from spp_cls.models.head import Head
 from spp_cls.models.net import NetConfig, SPPNet, build_net, create_net
 from spp_cls.models.pyramid import Pooling, SpatialPyramidPool
 from spp_cls.models.specs import PRESETS, SPECS
+from spp_cls.models.timm_backbone import TimmBackbone
 
 # Parameters of each network with 1000 classes, written out from Table 1: kernels, biases, and fc layers of 4096.
 ZF5_CONVS = (49 * 3 * 96 + 96) + (25 * 96 * 256 + 256) + (9 * 256 * 384 + 384) + (9 * 384 * 384 + 384)
@@ -257,3 +261,21 @@ def test_parts_describe_themselves() -> None:
     net = SPPNet(backbone, SpatialPyramidPool((2, 1)), Head(backbone.channels * 5, (), 3))
     assert (net.config.in_chans, net.config.levels, net.config.hidden) == (4, (2, 1), ())
     assert net.pretrained_cfg["input_size"] == (4, 224, 224)
+    with pytest.raises(UserError, match=r"the head takes 7 values, and 13 channels in 5 bins are 65; build it with"):
+        SPPNet(backbone, SpatialPyramidPool((2, 1)), Head(7, (), 3))
+
+
+@pytest.mark.parametrize("name", ["zf5", "timm/resnet10t"])
+def test_a_checkpoint_of_parts_is_loaded(name: str, tmp_path: Path) -> None:
+    backbone = create_backbone(name, 3, 0.05) if name == "zf5" else TimmBackbone(name)
+    net = SPPNet(backbone, SpatialPyramidPool((2, 1)), Head(backbone.channels * 5, (4,), 3)).eval()
+    weights = {f"net.{key}": value for key, value in net.state_dict().items()}
+    torch.save({"net_config": asdict(net.config), "state_dict": weights}, tmp_path / "a.ckpt")
+    images = torch.randn(1, 3, 70, 90)
+    assert torch.equal(spp_cls.load_net(tmp_path / "a.ckpt")(images), net(images))
+
+
+def test_timms_name_of_the_size_is_one_side() -> None:
+    assert timm.create_model("zf5_tiny_spp", img_size=(64, 64)).config.input_size == 64
+    with pytest.raises(UserError, match=r"img_size=\(224, 320\) is the side of square crops; give one number"):
+        timm.create_model("zf5_tiny_spp", img_size=(224, 320))

@@ -57,6 +57,7 @@ def test_binary_cross_entropy_is_that_of_timm(smoothing: float, threshold: float
         ),
         ({"_target_": "builtins.len"}, "loss: "),
         ({"_target_": f"{__name__}.no_loss"}, "3 cannot be called"),
+        ({"_target_": "torch.nn.MSELoss"}, "loss: RuntimeError: The size of tensor a"),
         ({"_target_": f"{__name__}.not_reduced"}, "a loss returns a tensor of one number, not tensor"),
     ],
 )
@@ -64,6 +65,13 @@ def test_mistakes(node: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)) as error:
         create_loss(node)
     assert "\n" not in str(error.value)
+
+
+def test_a_loss_of_labels_alone_is_refused_where_images_are_mixed() -> None:
+    node = {"_target_": "torch.nn.MultiMarginLoss"}
+    create_loss(node)
+    with pytest.raises(UserError, match=r"^loss: RuntimeError: "):
+        create_loss(node, takes_shares=True)
 
 
 def no_loss() -> int:

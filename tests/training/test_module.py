@@ -2,6 +2,7 @@
 
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytorch_lightning as pl
@@ -12,6 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch import nn
 
 import spp_cls
+from spp_cls import UserError
 from spp_cls.data.datamodule import ImageNetDataModule
 from spp_cls.training import LitClassifier, Plateau, create_callbacks
 
@@ -94,6 +96,24 @@ def test_a_checkpoint_alone_rebuilds_the_net(shared_image_folder: Path, tmp_path
         assert torch.equal(parameter, weights[f"net.{name}"])
     assert not net.training
     assert net(torch.zeros(1, 3, 70, 90)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"std": (57.6,) * 3}, r"the data module has std=\(57\.6, .*\), and the network \(1\.0, 1\.0, 1\.0\); give"),
+        ({"crop": 56}, "the data module has crop=56, and the network 64; give the data module the crop of net.config"),
+        ({"interpolation": "bicubic"}, "the data module has interpolation=bicubic, and the network bilinear; "),
+        ({}, "the network has 4 classes, and .* has 3; build it with num_classes=3"),
+    ],
+)
+def test_a_data_module_for_another_network(options: Any, message: str, shared_image_folder: Path) -> None:
+    data = ImageNetDataModule("imagefolder", str(shared_image_folder), 12, 0, **{"crop": 64, **options})
+    net = spp_cls.build_net("zf5", width=0.05, hidden=(4,), num_classes=3 if options else 4, input_size=64)
+    trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
+                         use_distributed_sampler=False, enable_progress_bar=False)  # fmt: skip
+    with pytest.raises(UserError, match=message):
+        trainer.fit(LitClassifier(net), data)
 
 
 @pytest.mark.parametrize("content", [b"", b"no checkpoint", None, {"state_dict": {}}, nn.Linear(2, 2)])

@@ -59,8 +59,12 @@ def test_statistics_go_with_their_layers_into_a_new_run(tmp_path: Path) -> None:
 
 
 def test_the_average_takes_running_statistics_but_counts_are_the_networks(tmp_path: Path) -> None:
-    data = ImageNetDataModule("imagefolder", str(write_image_folder(tmp_path)), batch_size=8, num_workers=0, crop=32)
     net = build_net("timm/resnetblur18", num_classes=3, levels=(1,), input_size=32)
+    config = net.config
+    data = ImageNetDataModule(
+        "imagefolder", str(write_image_folder(tmp_path)), batch_size=8, num_workers=0, crop=32, mean=config.mean,
+        std=config.std, interpolation=config.interpolation,
+    )  # fmt: skip
     average = WeightAverage(decay=0.75)
     seen: list[dict[str, Tensor]] = []
 

@@ -131,6 +131,9 @@ def test_the_first_step_of_each_optimizer(name: str, tmp_path: Path) -> None:
         (node_of("sgd", backbone_lr_scale=0), "optimizer.backbone_lr_scale is a number above 0, not 0"),
         (node_of("muon", adjust_lr_fn=3), "optimizer.adjust_lr_fn is text or null, not 3"),
         (node_of("muon", conv_mode="rows"), "optimizer: Invalid conv_mode: rows"),
+        (node_of("adamw", betas=[0.9]), "optimizer: "),
+        (node_of("muon", adjust_lr_fn="mine"), "optimizer: AssertionError: "),
+        ({"_target_": "torch.optim.SparseAdam"}, "optimizer: RuntimeError: "),
     ],
 )
 def test_keys_that_the_class_does_not_take(node: dict[str, Any], message: str) -> None:

@@ -65,11 +65,16 @@ def _open_own(path: str, root: Path, split: Split) -> ImageSource:
             "it must return an ImageSource"
         )
     names, labels = source.class_names, source.labels
-    is_array = isinstance(labels, np.ndarray) and labels.dtype == np.int64 and labels.shape == (len(source),)
-    for name, is_right, needed in (
-        ("class_names", isinstance(names, tuple) and has_type(names, tuple[str, ...]), "a tuple of texts"),
-        ("labels", is_array, f"an int64 array, one for each of its {len(source)} images"),
-    ):
-        if not is_right:
-            raise UserError(f"data.kind={path} returned a source whose {name} are not {needed}; convert them")
+
+    def refuse(name: str, needed: str) -> UserError:
+        return UserError(f"data.kind={path} returned a source whose {name} are not {needed}; convert them")
+
+    if not isinstance(names, tuple) or not has_type(names, tuple[str, ...]):
+        raise refuse("class_names", "a tuple of texts")
+    if not names or len(set(names)) < len(names):
+        raise refuse("class_names", "one name or more, each once")
+    if not isinstance(labels, np.ndarray) or labels.dtype != np.int64 or labels.shape != (len(source),):
+        raise refuse("labels", f"an int64 array, one for each of its {len(source)} images")
+    if ((labels < 0) | (labels >= len(names))).any():
+        raise refuse("labels", f"from 0 to {len(names) - 1}")
     return cast(ImageSource, source)

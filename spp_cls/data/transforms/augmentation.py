@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.schema import check_fields, key
-from spp_cls.cli.targets import call_target
+from spp_cls.cli.targets import PARTIAL, call_target
 from spp_cls.data.transforms.crops import FIVE, compute_min_side, resize_and_crop
 from spp_cls.data.transforms.decode import Pixels
 from spp_cls.data.transforms.randomness import Purpose, create_generator
@@ -226,4 +226,7 @@ def create_augmentation(node: Mapping[str, Any]) -> Augmentation:
     Raises:
         UserError: if it cannot be made, or is not an augmentation.
     """
-    return convert_to_augmentation(call_target(node, "augmentation"))
+    value = call_target(node, "augmentation")
+    if isinstance(value, partial) and isinstance(value.func, type):
+        raise UserError(f"augmentation: {PARTIAL} is for functions, and {value.func.__name__} is a class; leave it out")
+    return convert_to_augmentation(value)

@@ -108,12 +108,13 @@ def read_size(path: Path) -> tuple[int, int]:
     """Read an image's width and height from its header.
 
     Raises:
-        UndecodableImageError: if the file is not an image.
+        UndecodableImageError: if the file is not an image, or one that decode refuses for its shape.
         UserError: if the file cannot be read.
     """
     try:
         check_regular(path)
         with Image.open(path, formats=FORMATS) as image:
+            _check_aspect(*image.size)
             return image.size
     except OSError as error:
         # Pillow's own, such as of an unknown format, have no number.

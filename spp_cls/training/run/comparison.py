@@ -30,6 +30,7 @@ _TRAINING_GROUPS = ("augmentation", "optimizer", "schedule", "loss")
 # What Lightning restores from a checkpoint.
 _RESUMABLE = {
     "epoch": int, "global_step": int, "loops": dict, "callbacks": dict, "optimizer_states": list, "lr_schedulers": list,
+    "validation_errors": list, "train_counts": list,
 }  # fmt: skip
 
 
@@ -62,7 +63,8 @@ def list_differences(
     if is_file(config_file):
         new_keys: Any = OmegaConf.to_container(cfg, resolve=True)
         differences += _compare(_training_keys(_read_config(config_file)), _training_keys(new_keys))
-    images = checkpoint.get(ImageNetDataModule.__qualname__, {}).get(NUM_IMAGES_KEY, num_images)
+    data = checkpoint.get(ImageNetDataModule.__qualname__, {})
+    images = data.get(NUM_IMAGES_KEY, num_images) if isinstance(data, dict) else None
     if images != num_images:
         differences.append(f"there were {images} training images, there are {num_images}")
     return differences

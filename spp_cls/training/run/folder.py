@@ -14,7 +14,7 @@ from spp_cls.cli.errors import UserError
 from spp_cls.cli.files import replace_atomically
 from spp_cls.models.checkpoint import load_checkpoint
 from spp_cls.models.net import NetConfig
-from spp_cls.training.loggers import CSV_FILE, MLFLOW_FOLDER, TENSORBOARD_FOLDER, WANDB_FOLDER
+from spp_cls.training.loggers import CSV_FILE, LOG_FILES, MLFLOW_FOLDER, TENSORBOARD_FOLDER, WANDB_FOLDER
 from spp_cls.training.run.comparison import check_resumable, list_differences
 from spp_cls.training.run.lock import RunLock
 from spp_cls.training.run.overwriting import Overwriting
@@ -162,10 +162,7 @@ class RunFolder:
         return cfg.overwrite and (not _is_slurm_restart() or self._overwriting.is_pending)
 
     def _list_logs(self) -> list[Path]:
-        # MLflow's description of an experiment belongs to the new run too, which finds the experiment by it.
-        shared = set((self.path / MLFLOW_FOLDER).glob("*/meta.yaml"))
-        found = (path for folder in self._log_folders for path in folder.rglob("*") if path.is_file())
-        return [path for path in found if path not in shared]
+        return [path for pattern in LOG_FILES for path in self.path.glob(pattern) if path.is_file()]
 
     @contextmanager
     def _explain_errors(self) -> Iterator[None]:
@@ -187,6 +184,8 @@ def check_names(name: str, run_folder: str) -> None:
     if not parts or ".." in parts or PurePath(name).is_absolute():
         raise UserError(f"name={name!r} is not a folder below runs/; set run_folder to a folder elsewhere")
     for key, value in (("name", name), ("run_folder", run_folder)):
+        if not value:
+            raise UserError(f"{key} is empty; set it to a folder for the run")
         if not value.isprintable():
             raise UserError(f"{key}={value!r} has characters that cannot be printed; choose another")
         longest = max(map(len, map(os.fsencode, PurePath(value).parts)), default=0)

@@ -88,4 +88,5 @@ class Overwriting:
         return paths
 
     def _list_first(self) -> list[Path]:
-        return sorted(self.folder.glob(f"**/{_FIRST}*"))
+        # Folders below, but that of the metrics, may be those of other runs.
+        return sorted([*self.folder.glob(f"{_FIRST}*"), *self.folder.glob(f"csv/{_FIRST}*")])

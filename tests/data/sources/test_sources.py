@@ -225,6 +225,22 @@ class SmallLabels(PairOfImages):
         self.labels = self.labels.astype(np.uint8)  # type: ignore[assignment]
 
 
+class LabelsFromOne(PairOfImages):
+    def __init__(self, root: Path, split: str) -> None:
+        super().__init__(root, split)
+        self.labels = self.labels + 1
+
+
+class LabelsToIgnore(LabelsFromOne):
+    def __init__(self, root: Path, split: str) -> None:
+        super().__init__(root, split)
+        self.labels = np.array([0, -100])
+
+
+class OneNameTwice(PairOfImages):
+    class_names = ("dark", "dark")
+
+
 def open_nothing(root: Path, split: str) -> object:
     return [root, split]
 
@@ -257,6 +273,9 @@ def test_own_kind(tmp_path: Path) -> None:
         (f"{__name__}.ListOfNames", r"whose class_names are not a tuple of texts; convert"),
         (f"{__name__}.ListOfLabels", r"whose labels are not an int64 array, one for each of its 2 im"),
         (f"{__name__}.SmallLabels", r"whose labels are not an int64 array"),
+        (f"{__name__}.LabelsFromOne", r"whose labels are not from 0 to 1; convert them"),
+        (f"{__name__}.LabelsToIgnore", r"whose labels are not from 0 to 1; convert them"),
+        (f"{__name__}.OneNameTwice", r"whose class_names are not one name or more, each once"),
     ],
 )
 def test_mistakes_in_an_own_kind(tmp_path: Path, kind: str, message: str) -> None:

@@ -15,6 +15,7 @@ import pytest
 from spp_cls import UserError
 from spp_cls.models.checkpoint import load_checkpoint
 from spp_cls.training.run import overwriting
+from spp_cls.training.run.folder import RunFolder
 from spp_cls.training.run.overwriting import Overwriting
 from tests.conftest import Command, error_of
 from tests.training.run.test_checkpointing import RUN
@@ -112,6 +113,29 @@ def test_a_change_that_was_cut_anywhere_is_completed(tmp_path: Path, monkeypatch
         assert read_files(tmp_path / "run") == as_bytes(NEW)
     # Three old files and the notes are removed; three files get their names.
     assert cuts == 7
+
+
+def test_unfinished_files_of_a_run_in_a_folder_below_stay(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "below"):
+        write_files(folder, OLD)
+        begin(folder)
+    inner = Overwriting(tmp_path / "below")
+    write_new(inner, "config.yaml")
+    write_new(begin(tmp_path), *NEW)
+    Overwriting(tmp_path).finish()
+    assert (tmp_path / "below/.first-config.yaml").read_text() == "new"
+    write_new(inner, "last.ckpt")
+    inner.finish()
+    assert (tmp_path / "below/config.yaml").read_text() == "new"
+
+
+def test_only_files_of_the_loggers_are_overwritten(tmp_path: Path) -> None:
+    logs = (
+        "csv/metrics.csv", "tensorboard/events.out.tfevents.1.host.2.0", "wandb/offline-run-20260131_235959-a/files/b",
+        "mlflow/12/34/metrics/loss",
+    )  # fmt: skip
+    write_files(tmp_path, dict.fromkeys([*logs, "csv/notes.txt", "wandb/mine.txt", "mlflow/12/meta.yaml", "a.txt"], ""))
+    assert {str(path.relative_to(tmp_path)) for path in RunFolder(tmp_path)._list_logs()} == set(logs)
 
 
 def test_a_folder_without_results_needs_no_notes(tmp_path: Path) -> None:

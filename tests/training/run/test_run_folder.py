@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from spp_cls import UserError
 from spp_cls.models.checkpoint import load_checkpoint
@@ -25,6 +26,7 @@ from tests.training.run.test_overwriting import read_files
         ("a\nb", "runs/a\nb", "has characters that cannot be printed"),
         ("a", "x/a\0b", "run_folder='x/a\\x00b' has characters that cannot be printed"),
         ("a" * 256, "runs/a", "name has a part of 256 bytes, and file systems take 255; shorten it"),
+        ("a", "", "run_folder is empty; set it to a folder for the run"),
         ("a", "runs/" + "ü" * 128, "run_folder has a part of 256 bytes"),
     ],
 )
@@ -80,6 +82,10 @@ def test_what_is_not_resumed(image_folder: Path, tmp_path: Path, command: Comman
         shutil.move(tmp_path / f"{name}.jpg", image_folder / f"train/{name}/7.jpg")
     # All as it was: nothing is left to train.
     assert command("train.py", *RUN, *more).returncode == 0
+    last = torch.load(run / "last.ckpt")
+    torch.save({key: value for key, value in last.items() if key != "train_counts"}, run / "last.ckpt")
+    line = error_of(command("train.py", *RUN, *more))
+    assert "runs/small/last.ckpt cannot be resumed, as its train_counts is missing or damaged" in line
 
 
 def test_a_run_resumes_from_its_best_checkpoint_where_the_last_is_missing(
