@@ -111,7 +111,8 @@ def predict(
         if scores.isfinite().all():
             yield path, scores
         else:
-            yield path, UserError(f"the scores of {path} are not finite: the network's values overflow; give another")
+            reason = "the network's values overflow; give another checkpoint"
+            yield path, UserError(f"the scores of {path} are not finite: {reason}")
 
 
 def find_images(names: Sequence[str]) -> list[Path]:

@@ -59,7 +59,9 @@ def check_sources(train: ImageSource, val: ImageSource, world_size: int) -> None
     """
     check_classes({"train": train, "val": val})
     if len(train.class_names) < 2:
-        raise UserError(f"{train.root} has one class alone, {train.class_names[0]}; is data.root a folder too high?")
+        raise UserError(
+            f"{train.root} has one class alone, {train.class_names[0]}; set data.root to data of two classes or more"
+        )
     if not len(val):
         raise UserError(f"there are no validation images in {val.root}")
     if len(val) < world_size:

@@ -44,7 +44,9 @@ class ShowOptions:
     seed: int = key(0, help="seed of order and augmentation", least=0)
     crop: int = key(224, help="side of the training crop", least=1, most=10_000)
     augmentation: str = key("paper", help="paper, none, standard, strong, mix or your own my_module.Mine")
-    pca_std: float | None = key(None, help="colour jitter of the paper's augmentation; 0: none; null: 0.1", least=0)
+    pca_std: float | None = key(
+        None, help=f"colour jitter of the paper's augmentation; 0: none; null: {PaperAugmentation().pca_std:g}", least=0
+    )
 
 
 def draw_sheet(
