@@ -95,7 +95,7 @@ def choose_protocols(
     names = list(dict.fromkeys(names))
     for key, value in {"scales": scales, "positions": positions, "flips": flips}.items():
         if value is not None and "custom" not in names:
-            raise UserError(f"{key} is for protocol=custom; add custom to protocol or leave {key} out")
+            raise UserError(f"{key} are for protocol=custom; add custom to protocol or leave {key} out")
     if names == ["all"]:
         return None
     if "all" in names:

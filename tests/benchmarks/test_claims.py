@@ -12,8 +12,8 @@ from tests.conftest import REPOSITORY
 
 COMMON = {
     "data": "x", "data_digest": "d", "stored_side": "", "networks": "1", "net": "zf5", "width": "0.25",
-    "levels": "6 3 2 1", "input_size": "112", "epochs": "20", "images": "3925", "precision": "32-true",
-    "checkpoint": "a", "checkpoint_sha256": "b", "seconds": "360",
+    "levels": "6 3 2 1", "parameters": "1000", "input_size": "112", "epochs": "20", "images": "3925",
+    "precision": "32-true", "checkpoint": "a", "checkpoint_sha256": "b", "seconds": "360",
 }  # fmt: skip
 
 
