@@ -4,7 +4,6 @@ import hashlib
 import platform
 import time
 from collections.abc import Collection, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +101,11 @@ def choose_protocols(
         raise UserError("protocol=all is every protocol; leave the others out")
     if not names:
         raise UserError("protocol is empty; give one or more, such as protocol=[crop1,full1]")
-    custom = partial(
-        make_protocol, scales or [], NINE_POSITIONS if positions is None else positions, flips is not False
-    )
-    return [custom() if name == "custom" else get_protocol(name) for name in names]
+    positions = NINE_POSITIONS if positions is None else positions
+    return [
+        make_protocol(scales or [], positions, flips is not False) if name == "custom" else get_protocol(name)
+        for name in names
+    ]
 
 
 def list_protocols(nets: Sequence[SPPNet]) -> list[Protocol]:

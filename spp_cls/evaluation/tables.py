@@ -94,14 +94,14 @@ def build_paper_tables(paper: Sequence[dict[str, str]], ours: Sequence[dict[str,
 
 def find_result(paper_row: TextRow, ours: Sequence[TextRow]) -> TextRow | None:
     """Return our last result that measures what a row of the paper does."""
-    same = [row for row in select_single(ours) if _measures(row, paper_row)]
+    same = [row for row in ours if _measures(row, paper_row)]
     return same[-1] if same else None
 
 
 def _measures(row: TextRow, paper_row: TextRow) -> bool:
     """Return whether a row of ours measures what a row of the paper does."""
     return (
-        bool(paper_row["net"])
+        bool(paper_row["net"] and select_single([row]))
         and (row["data"], row["images"]) == ("imagenet", _IMAGENET_VAL)
         and all(row[key] == paper_row[key] for key in _IDENTITY)
         and row["width"] in ("", "1")
@@ -150,9 +150,7 @@ def build_measured_table(paper: Sequence[TextRow], ours: Sequence[TextRow]) -> T
 
 def _group_others(paper: Sequence[TextRow], ours: Sequence[TextRow]) -> list[tuple[TextRow, Mapping[str, TextRow]]]:
     """Return for each result that no row of the paper has one of its rows, and the rows by seed."""
-    single = select_single(ours)
-    others = [row for row in ours if row not in single or not any(_measures(row, each) for each in paper)]
-    groups = group_by_seed(others)
+    groups = group_by_seed([row for row in ours if not any(_measures(row, each) for each in paper)])
     return [(next(iter(members.values())), members) for members in groups.values()]
 
 

@@ -237,12 +237,12 @@ def count_epochs(checkpoint: dict[str, Any]) -> int:
     Raises:
         UserError: if it does not say.
     """
-    epoch = create_from_plain(_Training, checkpoint).epoch
-    if epoch is None:
+    training = create_from_plain(_Training, checkpoint)
+    if training.epoch is None:
         raise UserError("the checkpoint does not say its epoch; give a .ckpt file written by train.py")
     # Of a checkpoint that was saved after the last epoch, Lightning counts one more.
-    begun = create_from_plain(_Training, checkpoint).loops.fit_loop.epoch_progress.current.ready
-    return epoch + 1 if begun is None else begun
+    begun = training.loops.fit_loop.epoch_progress.current.ready
+    return training.epoch + 1 if begun is None else begun
 
 
 def describe_seed(checkpoint: dict[str, Any]) -> str:
