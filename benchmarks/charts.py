@@ -12,7 +12,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from mini_tables import read_imagenette
+from report.mini import read_imagenette
 
 from spp_cls.cli.errors import end_in_one_line
 from spp_cls.evaluation.seeds import compute_spread, select_single

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gpu_commands import GRACE_SECONDS, run_commands, stop
-from gpu_parts import PARTS, Kit, Part, SkipError
+from kit.commands import GRACE_SECONDS, run_commands, stop
+from kit.parts import PARTS, Kit, Part, SkipError
 from timing import choose_device, describe_run, write_json
 
 from spp_cls.cli.arguments import parse_keys, run_tool

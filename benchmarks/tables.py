@@ -5,8 +5,8 @@ from pathlib import Path
 
 import torch
 from backbones import build_table as build_backbones_table
-from gpu_tables import build_gpu_tables
-from mini_tables import (
+from report.gpu import build_gpu_tables
+from report.mini import (
     build_hours_table,
     build_mini_caltech_tables,
     build_mini_tables,
@@ -14,7 +14,7 @@ from mini_tables import (
     build_shapes_table,
     build_summary,
 )
-from speed_tables import (
+from report.speed import (
     build_data_tables,
     build_layer_tables,
     build_testing_tables,

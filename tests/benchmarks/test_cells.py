@@ -17,13 +17,13 @@ from tests.conftest import REPOSITORY
 @pytest.fixture
 def cells(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
-    return importlib.import_module("cells")
+    return importlib.import_module("report.cells")
 
 
 @pytest.fixture
-def mini_tables(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def mini(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
-    return importlib.import_module("mini_tables")
+    return importlib.import_module("report.mini")
 
 
 def write_results(folder: Path, found: list[dict[str, str]]) -> None:
@@ -87,7 +87,7 @@ def test_an_ensemble_beside_its_networks(cells: ModuleType) -> None:
     assert len(cells.build_protocols_table([zf5, overfeat7, ensemble], "title")[2]) == 2
 
 
-def test_rows_of_other_networks_are_no_cells(mini_tables: ModuleType, tmp_path: Path) -> None:
+def test_rows_of_other_networks_are_no_cells(mini: ModuleType, tmp_path: Path) -> None:
     found = [
         *rows("spp", "alternate", "crop1", [32.0]),
         *rows("spp", "single", "crop1", [31.0]),
@@ -100,19 +100,19 @@ def test_rows_of_other_networks_are_no_cells(mini_tables: ModuleType, tmp_path: 
     ]
     write_results(tmp_path, found)
     # In the paper's order.
-    assert [row["top1_error"] for row in mini_tables.read_imagenette(tmp_path)] == ["33.0", "31.0", "32.0"]
+    assert [row["top1_error"] for row in mini.read_imagenette(tmp_path)] == ["33.0", "31.0", "32.0"]
 
 
-def test_a_run_that_was_tested_again_counts_once(mini_tables: ModuleType, tmp_path: Path) -> None:
+def test_a_run_that_was_tested_again_counts_once(mini: ModuleType, tmp_path: Path) -> None:
     early = rows("spp", "single", "full1", [70.0], checkpoint_sha256="of an earlier epoch")
     late = rows("spp", "single", "full1", [39.0, 40.1])
     crop1 = rows("spp", "single", "crop1", [40.0])
     write_results(tmp_path, [*early, *crop1, *late])
     # The place of a row is that of the first test of its run.
-    assert [row["top1_error"] for row in mini_tables.read_imagenette(tmp_path)] == ["39.0", "40.0", "40.1"]
+    assert [row["top1_error"] for row in mini.read_imagenette(tmp_path)] == ["39.0", "40.0", "40.1"]
 
 
-def test_hours_are_those_of_the_median_epoch_and_test(mini_tables: ModuleType, tmp_path: Path) -> None:
+def test_hours_are_those_of_the_median_epoch_and_test(mini: ModuleType, tmp_path: Path) -> None:
     # The second run stood still in its second epoch, and so did the third test. Protocols of one test share its time.
     write_curves(tmp_path, {("single", 0): [(0, 1800)] * 2, ("single", 1): [(0, 3600), (0, 90000), (0, 3600)]})
     found = [
@@ -123,15 +123,15 @@ def test_hours_are_those_of_the_median_epoch_and_test(mini_tables: ModuleType, t
     ]
     found += rows("spp", "single", "full1", [30.0], seconds="720")
     write_results(tmp_path, found)
-    ((_, _, lines),) = mini_tables.build_hours_table(tmp_path)
+    ((_, _, lines),) = mini.build_hours_table(tmp_path)
     assert lines == [["Imagenette", "zf5", 2, "4.0", 4, "0.5"], ["all", "", "", "4.0", "", "0.5"]]
 
 
-def test_best_and_last_epochs(mini_tables: ModuleType, tmp_path: Path) -> None:
+def test_best_and_last_epochs(mini: ModuleType, tmp_path: Path) -> None:
     write_results(tmp_path, rows("spp", "single", "crop10", [30.0]))
     epochs = {("alternate", 0): [50, 30, 34], ("alternate", 1): [50, 33, 32], ("single", 0): [40, 31]}
     write_curves(tmp_path, {run: [(error, 1) for error in errors] for run, errors in epochs.items()})
-    *_, (_, _, lines) = mini_tables.build_mini_tables(tmp_path, [])
+    *_, (_, _, lines) = mini.build_mini_tables(tmp_path, [])
     assert lines == [
         ["spp", "single", 1, "31.00", "31.00", "0.00"],
         ["spp", "alternate", 2, "31.00", "33.00", "2.00"],

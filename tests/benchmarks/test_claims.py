@@ -20,7 +20,7 @@ COMMON = {
 @pytest.fixture
 def claims(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
-    return importlib.import_module("claims")
+    return importlib.import_module("report.claims")
 
 
 def rows(pooling: str, sizes: str, protocol: str, errors: list[float], **values: str) -> list[dict[str, str]]:

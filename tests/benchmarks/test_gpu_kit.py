@@ -29,7 +29,7 @@ def run_kit(*arguments: str, python: str = sys.executable, timeout: float = 900)
 @pytest.mark.parametrize("fork", [False, True])
 def test_commands_that_pass_fail_and_take_too_long(fork: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
-    run_commands = importlib.import_module("gpu_commands").run_commands
+    run_commands = importlib.import_module("kit.commands").run_commands
     endless = "import subprocess, time; print(subprocess.Popen(['sleep', '100']).pid, flush=True)\n"
     programs = {
         "passed": "print('in the log')",
@@ -56,7 +56,7 @@ def test_commands_that_pass_fail_and_take_too_long(fork: bool, tmp_path: Path, m
 
 def test_a_damaged_data_set_ends_its_part_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(REPOSITORY / "benchmarks")
-    gpu, parts = importlib.import_module("gpu"), importlib.import_module("gpu_parts")
+    gpu, parts = importlib.import_module("gpu"), importlib.import_module("kit.parts")
     (tmp_path / "manifest.json").write_text("{}")
     kit = parts.Kit("cpu", False, tmp_path, tmp_path, tmp_path, tmp_path, 1, "")
     found = gpu.run_part("loader", parts.PARTS["loader"], kit, time.monotonic())

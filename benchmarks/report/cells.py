@@ -4,8 +4,7 @@ import hashlib
 import statistics
 from collections.abc import Sequence
 
-from claims import compute_interval, judge
-
+from report.claims import compute_interval, judge
 from spp_cls.cli.terminal import Table
 from spp_cls.evaluation.protocols import PROTOCOLS
 from spp_cls.evaluation.seeds import JOINT, TextRow, group_by_seed, pair_differences, select_single, summarise

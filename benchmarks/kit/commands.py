@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 import torch
 
-REPOSITORY = Path(__file__).parent.parent.resolve()
+REPOSITORY = Path(__file__).resolve().parents[2]
 
 # What a training needs to save before it leaves.
 GRACE_SECONDS = 30

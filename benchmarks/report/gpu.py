@@ -3,7 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from speed_tables import (
+from train_step import VERSIONS
+
+from report.speed import (
     build_data_tables,
     build_layer_tables,
     build_testing_tables,
@@ -11,8 +13,6 @@ from speed_tables import (
     describe,
     read_json,
 )
-from train_step import VERSIONS
-
 from spp_cls.cli.terminal import Table
 from spp_cls.evaluation.rows import read_csv
 from spp_cls.evaluation.seeds import keep_last

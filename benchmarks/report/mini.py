@@ -6,9 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from cells import build_cells_table, build_ensembles_table, build_protocols_table
-from claims import build_claims_table, build_summary_table
-
+from report.cells import build_cells_table, build_ensembles_table, build_protocols_table
+from report.claims import build_claims_table, build_summary_table
 from spp_cls.cli.terminal import Table
 from spp_cls.evaluation.rows import read_csv
 from spp_cls.evaluation.seeds import TextRow, keep_last, select_single
