@@ -128,11 +128,10 @@ def compare_random_windows(net: SPPNet, count: int, repeats: int) -> dict[str, A
 
     def on_maps() -> Tensor:
         maps = net.forward_features(inputs)
-        stride, centre = net.backbone.stride, net.backbone.first_centre
         cells = []
         for x0, y0, x1, y1 in boxes.tolist():
-            left, right = find_cells(x0, x1, stride, centre, maps.shape[-1])
-            top, bottom = find_cells(y0, y1, stride, centre, maps.shape[-2])
+            left, right = find_cells(x0, x1, net.backbone, maps.shape[-1])
+            top, bottom = find_cells(y0, y1, net.backbone, maps.shape[-2])
             cells.append((0, left, top, right, bottom))
         return net.forward_windows(maps, torch.tensor(cells, device=device))
 

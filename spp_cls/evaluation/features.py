@@ -12,6 +12,7 @@ from spp_cls.data.loading.batch import normalize
 from spp_cls.data.transforms.crops import find_corner
 from spp_cls.evaluation.images import MAX_PIXELS, Cut, get_cut
 from spp_cls.evaluation.protocols import View
+from spp_cls.models.backbone import Backbone
 from spp_cls.models.net import SPPNet
 
 # Pooled views that go through the fc layers at once: enough to be limited by arithmetic, 400 MB at most.
@@ -87,9 +88,8 @@ def find_window(net: SPPNet, view: View, views: Sequence[View], images: Tensor, 
     if view.flip:
         # The same part of the image, where the mirror image has it.
         left = width - side - left
-    stride, centre = net.backbone.stride, net.backbone.first_centre
-    x0, x1 = find_cells(left, left + side, stride, centre, columns)
-    y0, y1 = find_cells(top, top + side, stride, centre, rows)
+    x0, x1 = find_cells(left, left + side, net.backbone, columns)
+    y0, y1 = find_cells(top, top + side, net.backbone, rows)
     return number, x0, y0, x1, y1
 
 
@@ -114,15 +114,17 @@ def _pool_crops(net: SPPNet, maps: Tensor, windows: Sequence[Window], count: int
     return [pooled[number] for number, *_ in windows]
 
 
-def find_cells(start: int, stop: int, stride: int, first_centre: float, cells: int) -> tuple[int, int]:
-    """Return the first and last cell of a map whose centres lie strictly inside a window, along one axis.
+def find_cells(start: int, stop: int, backbone: Backbone, cells: int) -> tuple[int, int]:
+    """Return the first and last cell of a map whose centres are pixels of a window, along one axis.
 
-    The window reaches from pixel border `start` to `stop`; the centre of cell j is pixel first_centre + stride * j.
-    Both cells are clamped to a map of `cells` cells, and a window that holds no centre gets the nearest cell. Paper:
-    appendix, "mapping a window to feature maps", with the offset that the paddings bring.
+    The pixels are `start` to `stop` - 1, without `start` where the backbone's windows are open; the centre of cell j is
+    pixel first_centre + stride * j. Both cells are clamped to a map of `cells` cells, and a window that holds no centre
+    gets the nearest cell. Paper: appendix, "mapping a window to feature maps", whose windows are open, with the offset
+    that the paddings bring.
     """
-    first = math.floor((start - first_centre) / stride) + 1
-    last = math.ceil((stop - first_centre) / stride) - 1
+    begin, end = ((border - backbone.first_centre) / backbone.stride for border in (start, stop))
+    first = math.floor(begin) + 1 if backbone.windows_are_open else math.ceil(begin)
+    last = math.ceil(end) - 1
     if first > last:
-        first = last = round(((start + stop) / 2 - first_centre) / stride)
+        first = last = round((begin + end) / 2)
     return min(max(first, 0), cells - 1), min(max(last, 0), cells - 1)

@@ -25,6 +25,11 @@ class Backbone(nn.Module):
     # Factor of the learning rate of biases, here and in the head.
     bias_lr_scale = 1.0
 
+    # Whether a window on maps leaves out the cell whose centre is its first pixel, as in the paper. With that cell, a
+    # window that is as long as a multiple of the stride has as many cells wherever it lies, and one that is the whole
+    # image is the whole map.
+    windows_are_open = False
+
     # By which create_backbone builds it again, as for a checkpoint; empty of a class that it does not know.
     name: str = ""
     width: float = 1.0
@@ -132,6 +137,7 @@ class PaperBackbone(Backbone):
     """The layers of a spec of Table 1, named conv1, relu1, norm1, pool1, conv2 and on; `width` scales the channels."""
 
     bias_lr_scale = 2.0
+    windows_are_open = True
 
     def __init__(self, spec: NetSpec, in_chans: int = 3, width: float = 1.0) -> None:
         super().__init__()

@@ -3,6 +3,8 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -93,15 +95,29 @@ class TestWindows:
         ],
     )
     def test_cells(self, window, stride, centre, cells, expected) -> None:  # type: ignore[no-untyped-def]
-        assert find_cells(*window, stride, centre, cells) == expected
+        assert find_cells(*window, geometry(stride, centre, windows_are_open=True), cells) == expected
 
     @pytest.mark.parametrize(("stride", "centre"), [(16, 16), (16, 15), (12, 7)])
-    def test_keeps_the_centres_strictly_inside(self, stride: int, centre: int) -> None:
-        cells = 40
+    def test_open_windows_keep_the_centres_strictly_inside(self, stride: int, centre: int) -> None:
+        cells, backbone = 40, geometry(stride, centre, windows_are_open=True)
         for start in range(0, 300, 7):
             for size in (17, 100, 224):
                 inside = [j for j in range(cells) if start < centre + stride * j < start + size]
-                assert find_cells(start, start + size, stride, centre, cells) == (inside[0], inside[-1])
+                assert find_cells(start, start + size, backbone, cells) == (inside[0], inside[-1])
+
+    # As in timm: odd kernels padded on both sides, even ones without padding, and TensorFlow's padding behind alone.
+    @pytest.mark.parametrize("centre", [0, 15.5, 31, 7])
+    def test_other_windows_have_as_many_cells_as_a_crop_of_their_size(self, centre: float) -> None:
+        backbone = geometry(32, centre, windows_are_open=False)
+        for start in range(300):
+            inside = [j for j in range(40) if centre + 32 * j in np.arange(2 * start, 2 * (start + 224)) / 2]
+            first, last = find_cells(start, start + 224, backbone, 40)
+            assert (first, last) == (inside[0], inside[-1])
+            assert last - first + 1 == 7
+
+
+def geometry(stride: int, first_centre: float, *, windows_are_open: bool) -> Any:
+    return SimpleNamespace(stride=stride, first_centre=first_centre, windows_are_open=windows_are_open)
 
 
 def reference_pooled(

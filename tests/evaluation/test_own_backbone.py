@@ -54,7 +54,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def find_map(net: SPPNet, pixels: np.ndarray, view: View) -> Tensor:
-    """Return a view's part of the last map, from the words of the paper: 1 x C x h x w."""
+    """Return a view's part of the last map, from the words of the guide: 1 x C x h x w."""
     side = round(view.scale * SIZE / 224)
     image = (warp(pixels, side) if view.is_warped else resize(pixels, side)).astype(np.float32)
     height, width = image.shape[:2]
@@ -72,8 +72,8 @@ def find_map(net: SPPNet, pixels: np.ndarray, view: View) -> Tensor:
     if view.position is None or not view.on_maps:
         return maps
     centres = [net.backbone.first_centre + net.backbone.stride * cell for cell in range(max(maps.shape[2:]))]
-    columns = [x for x in range(maps.shape[3]) if left < centres[x] < left + side]
-    rows = [y for y in range(maps.shape[2]) if top < centres[y] < top + side]
+    columns = [x for x in range(maps.shape[3]) if left <= centres[x] < left + side]
+    rows = [y for y in range(maps.shape[2]) if top <= centres[y] < top + side]
     return maps[:, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
 
 

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from spp_cls import SPPNet, build_net
 from spp_cls.data.transforms.crops import resize
 from spp_cls.evaluation import PROTOCOLS, View, cut_images, view_features
+from spp_cls.evaluation.features import find_cells
 from spp_cls.models.timm_backbone import TimmBackbone
 
 SIZE = 64
@@ -23,7 +24,7 @@ FAST = ("resnet10t", "dla46_c")
 
 
 def find_logits(net: SPPNet, pixels: np.ndarray, view: View, maps_of: dict[tuple[int, bool], Tensor]) -> Tensor:
-    """Return the logits of a view, from the words of the paper and timm's own layers."""
+    """Return the logits of a view, from the words of the guide and timm's own layers."""
     side = round(view.scale * SIZE / 224)
     image = resize(pixels, side, net.config.interpolation).astype(np.float32)
     height, width = image.shape[:2]
@@ -41,7 +42,7 @@ def find_logits(net: SPPNet, pixels: np.ndarray, view: View, maps_of: dict[tuple
     left, top = (int(share * (free - SIZE)) for share, free in zip(view.position, (width, height), strict=True))
     left = width - SIZE - left if view.flip else left
     rows, columns = (
-        [i for i in range(cells) if start < backbone.first_centre + backbone.stride * i < start + SIZE]
+        [i for i in range(cells) if start <= backbone.first_centre + backbone.stride * i < start + SIZE]
         for cells, start in zip(maps.shape[2:], (top, left), strict=True)
     )
     window = maps[0, :, rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
@@ -50,6 +51,14 @@ def find_logits(net: SPPNet, pixels: np.ndarray, view: View, maps_of: dict[tuple
     else:
         pooled = torch.cat([F.adaptive_max_pool2d(window, n).flatten() for n in net.config.levels])
     return net.head.classifier(pooled)
+
+
+@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("side", [SIZE, 224])
+def test_the_window_that_is_the_whole_image_is_the_whole_map(name: str, side: int) -> None:
+    backbone = build_net(f"timm/{name}", "avg", num_classes=5).backbone
+    cells = backbone.map_size(side)
+    assert find_cells(0, side, backbone, cells) == (0, cells - 1)
 
 
 @pytest.mark.parametrize("name", [n if n in FAST else pytest.param(n, marks=pytest.mark.slow) for n in NETS])
