@@ -54,7 +54,7 @@ def evaluate(
 
     Raises:
         UserError: if a protocol is unknown or the network cannot run it, there are no images, the classes are not the
-            network's, scores are not finite, or a batch takes too long to be read.
+            network's, the networks take different crops, scores are not finite, or a batch takes too long to be read.
         UndecodableImageError: if an image is damaged.
     """
     chosen = list(dict.fromkeys(get_protocol(each) if isinstance(each, str) else each for each in protocols))
@@ -64,10 +64,14 @@ def evaluate(
     if not len(source):
         raise UserError(f"there are no images in {source.root} to test on; set data and data.root to others")
     nets = [net] if isinstance(net, SPPNet) else list(net)
+    if not nets:
+        raise UserError("give one network or more")
     for each in nets:
         check_classes(each, source)
         check_protocols(each, chosen)
-    (input_size,) = {each.config.input_size for each in nets}
+    input_size = nets[0].config.input_size
+    if (sizes := {each.config.input_size for each in nets}) != {input_size}:
+        raise UserError(f"networks of one ensemble take crops of one size, and these {sorted(sizes)}; test them apart")
     interpolation = nets[0].config.interpolation
     if any(each.config.interpolation != interpolation for each in nets):
         raise UserError(

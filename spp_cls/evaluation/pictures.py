@@ -1,6 +1,7 @@
 """Pictures of the views of an image: windows on the image and on its feature map, and the bins of the pyramid."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytorch_lightning as pl
@@ -111,15 +112,14 @@ class _Picture:
         stride, first = net.backbone.stride, net.backbone.first_centre
         # A cell is drawn around its centre, so that it lies over the pixels that it stands for.
         edge = first - stride / 2 + 0.5
-        self.pen.rectangle(self._place((0, 0, *self.pixels.shape[1::-1])), fill=(225, 225, 225))
+        self._draw_box((0, 0, *self.pixels.shape[1::-1]), fill=(225, 225, 225))
         for row in range(rows):
             for column in range(columns):
                 x, y = edge + stride * column, edge + stride * row
-                box = self._place(self._clip((x, y, x + stride, y + stride)))
-                self.pen.rectangle(box, fill=self._colour(self.activations[row, column]))
+                self._draw_box((x, y, x + stride, y + stride), fill=self._colour(self.activations[row, column]))
         self._outline(
             [
-                self._clip((edge + stride * x0, edge + stride * y0, edge + stride * (x1 + 1), edge + stride * (y1 + 1)))
+                (edge + stride * x0, edge + stride * y0, edge + stride * (x1 + 1), edge + stride * (y1 + 1))
                 for x0, y0, x1, y1 in windows
             ]
         )
@@ -152,23 +152,19 @@ class _Picture:
         for number, line in enumerate(lines):
             self.pen.text((self.left, _GAP / 2 + number * _LINE), line, _BLACK, self.font)
 
-    def _clip(self, box: Box) -> Box:
+    def _draw_box(self, box: Box, inset: float = 0, **style: Any) -> None:
+        """Draw what lies on the image of a box in its pixels, moved inwards by pixels of the picture."""
         height, width = self.pixels.shape[:2]
-        return max(box[0], 0), max(box[1], 0), min(box[2], width), min(box[3], height)
-
-    def _place(self, box: Box, inset: float = 0) -> Box:
-        left, top, right, bottom = (value * self.zoom for value in box)
-        return (
-            self.left + left + inset,
-            self.top + top + inset,
-            self.left + right - 1 - inset,
-            self.top + bottom - 1 - inset,
-        )
+        left, top = max(box[0], 0) * self.zoom + inset, max(box[1], 0) * self.zoom + inset
+        right, bottom = min(box[2], width) * self.zoom - 1 - inset, min(box[3], height) * self.zoom - 1 - inset
+        # A cell can lie beyond the image, where the network pads it, and be smaller than a pixel of the picture.
+        if left <= right and top <= bottom:
+            self.pen.rectangle((self.left + left, self.top + top, self.left + right, self.top + bottom), **style)
 
     def _outline(self, boxes: Sequence[Box]) -> None:
         # Windows share borders: each is drawn a little inside the one before, the first on top.
         for number, box in reversed(list(enumerate(boxes))):
-            self.pen.rectangle(self._place(box, inset=number), outline=_COLOURS[number], width=2 if number else 4)
+            self._draw_box(box, inset=number, outline=_COLOURS[number], width=2 if number else 4)
 
     def _colour(self, value: float) -> tuple[int, ...]:
         place = np.clip(value / self.largest, 0, 1) * (len(_HEAT) - 1)

@@ -78,7 +78,9 @@ def make_map_views(
     """
     views: tuple[View, ...] = ()
     for scale in scales:
-        if not isinstance(scale, int) or (scale < REFERENCE_SIDE and any(position for position in positions)):
+        if not isinstance(scale, int):
+            raise UserError(f"a scale is a whole number of pixels, not {scale!r}")
+        if scale < REFERENCE_SIDE and any(position for position in positions):
             raise UserError(
                 f"scale {scale} is smaller than the window of {REFERENCE_SIDE}; give {REFERENCE_SIDE} or more"
             )

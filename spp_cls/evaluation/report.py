@@ -202,9 +202,6 @@ def _join_descriptions(descriptions: Sequence[dict[str, Any]]) -> dict[str, Any]
     first = descriptions[0]
     if len(descriptions) == 1:
         return first
-    sizes = {each["input_size"] for each in descriptions}
-    if len(sizes) > 1:
-        raise UserError(f"networks of one ensemble take crops of one size, and these {sorted(sizes)}; test them apart")
     digests = "".join(each["checkpoint_sha256"] for each in descriptions)
     joined = {name: JOINT.join(dict.fromkeys(str(each[name]) for each in descriptions)) for name in first}
     return joined | {

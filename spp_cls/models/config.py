@@ -22,10 +22,11 @@ class NetConfig:
     """All that rebuilds a network, as plain values: a checkpoint carries it beside the weights.
 
     `hidden` are the units of the hidden fc layers; None: two of 4096 times `width`, which also scales the channels of
-    the backbone. `pooling` is spp, avg (the mean over the map) or none (the paper's baseline). `input_size` is the side
-    of the training crop in pixels, the unit of every test protocol; with pooling none it is the only size that the
-    network takes. The input of the network is (pixels - mean) / std, pixels from 0 to 255, one value a channel; an
-    empty std is 1 for every channel, as in the paper. Images are resized with `interpolation` to be tested.
+    the backbone. `pooling` is spp, avg (the mean over the map) or none (the paper's baseline); `levels` are those of
+    spp, which the others do not use. `input_size` is the side of the training crop in pixels, the unit of every test
+    protocol; with pooling none it is the only size that the network takes. The input of the network is (pixels - mean)
+    / std, pixels from 0 to 255, one value a channel; an empty std is 1 for every channel, as in the paper. Images are
+    resized with `interpolation` to be tested.
 
     `init` chooses the initial weights: paper (N(0, 0.01), biases 1 in conv2, conv4, conv5 and the hidden fc layers,
     else 0: AlexNet's, which the paper follows) or kaiming (He's, biases 0), which needs a std near that of the pixels.

@@ -89,17 +89,17 @@ def pool_windows(maps: Tensor, windows: Tensor, levels: Sequence[int]) -> Tensor
     """Pool many windows of a batch of feature maps at once, each as SpatialPyramidPool would pool it cut out.
 
     `maps` are N x C x H x W. `windows` are K x 5 whole numbers: the map in the batch, then the first and last cell,
-    x0, y0, x1, y1, both within the map. Gives K x (C * sum of n * n). Paper: appendix, "mapping a window to feature
-    maps".
+    x0, y0, x1, y1, both within the map. Gives K x (C * sum of n * n). NaN counts as infinity. Paper: appendix,
+    "mapping a window to feature maps".
 
     Raises:
         UserError: if there is no level, or one below 1, or the maps are on Apple's GPU.
     """
     _check_levels(levels)
     _check_device(maps.device.type)
-    # A maximum is exact in any type, and roi_pool has no bfloat16.
+    # A maximum is exact in any type, and roi_pool has no bfloat16. It overlooks NaN, which must not be hidden.
     dtype = torch.promote_types(maps.dtype, torch.float32)
-    values, rois = maps.to(dtype), windows.to(dtype)
+    values, rois = maps.to(dtype).nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf), windows.to(dtype)
     grids: dict[int, Tensor] = {}
     for n, finer in find_finer_levels(levels).items():
         grids[n] = F.max_pool2d(grids[finer], finer // n) if finer else _pool_level(values, rois, n)
@@ -120,28 +120,29 @@ def _check_device(kind: str) -> None:
 def _pool_level(maps: Tensor, windows: Tensor, n: int) -> Tensor:
     """Pool K windows of N x C x H x W maps into n x n bins: K x C x n x n."""
     pooled = roi_pool(maps, windows, n)
-    if _has_exact_bins(max(maps.shape[-2:]), n):
+    kind = np.dtype(np.float64 if maps.dtype == torch.float64 else np.float32)
+    if _has_exact_bins(max(maps.shape[-2:]), n, kind):
         return pooled
     # A few bins of large windows begin or end a cell too early or too late.
     for number, (image, x0, y0, x1, y1) in enumerate(windows.int().tolist()):
-        if not (_are_bins_exact(x1 - x0 + 1, n) and _are_bins_exact(y1 - y0 + 1, n)):
+        if not (_are_bins_exact(x1 - x0 + 1, n, kind) and _are_bins_exact(y1 - y0 + 1, n, kind)):
             exact = F.adaptive_max_pool2d(maps[image : image + 1, :, y0 : y1 + 1, x0 : x1 + 1], n)
             pooled = pooled.index_copy(0, torch.tensor([number], device=maps.device), exact)
     return pooled
 
 
 @cache
-def _has_exact_bins(most: int, n: int) -> bool:
-    return all(_are_bins_exact(cells, n) for cells in range(1, most + 1))
+def _has_exact_bins(most: int, n: int, kind: np.dtype[Any]) -> bool:
+    return all(_are_bins_exact(cells, n, kind) for cells in range(1, most + 1))
 
 
 @cache
-def _are_bins_exact(cells: int, n: int) -> bool:
-    """Return whether roi_pool, which multiplies in float32, finds the borders of n bins along an axis."""
-    size = np.float32(cells) / np.float32(n)
+def _are_bins_exact(cells: int, n: int, kind: np.dtype[Any]) -> bool:
+    """Return whether roi_pool, which multiplies in the type of the maps, finds the borders of n bins along an axis."""
+    size = kind.type(cells) / kind.type(n)
     return all(
-        math.floor(np.float32(i) * size) == i * cells // n
-        and math.ceil(np.float32(i + 1) * size) == -(-(i + 1) * cells // n)
+        math.floor(kind.type(i) * size) == i * cells // n
+        and math.ceil(kind.type(i + 1) * size) == -(-(i + 1) * cells // n)
         for i in range(n)
     )
 

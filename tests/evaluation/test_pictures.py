@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+import spp_cls
 from spp_cls.cli.errors import UserError
 from spp_cls.data.loading.batch import normalize
 from spp_cls.data.transforms.crops import resize
@@ -49,6 +50,19 @@ def test_cells_and_bins_have_the_colours_of_their_values(tmp_path: Path) -> None
     largest = np.interp(window.max() / channel.max() * 4, range(5), [13, 84, 183, 252, 252])
     right = picture.shape[1] - GAP - (SIDE - GAP) // 4
     assert picture[TOP + SIDE - 60, right][0] == int(largest)
+
+
+# Where timm's network pads as TensorFlow does, the last cell can lie behind the image; at scale 4000 a window is
+# smaller than the space between the lines of nine.
+@pytest.mark.parametrize(
+    ("name", "side", "scale"),
+    [("timm/tf_mobilenetv3_small_minimal_100", side, 256) for side in (73, 79, 96, 139)] + [("zf5_tiny", 100, 4000)],
+)
+def test_cells_beyond_the_image_are_left_out(name: str, side: int, scale: int) -> None:
+    net = spp_cls.build_net(name, input_size=64, num_classes=3).eval()
+    picture = np.asarray(draw_views(net, np.full((73, side, 3), 90, np.uint8), scale))
+    assert (picture[:, -GAP // 2 :] == 255).all()
+    assert not (picture[TOP : TOP + SIDE, GAP : GAP + SIDE] == 255).all(2).any()
 
 
 def test_many_levels_are_inside_the_picture(tmp_path: Path) -> None:
@@ -112,7 +126,5 @@ def test_tensorboard_gets_one_picture_a_run(image_folder: Path, tmp_path: Path, 
 
 
 def test_a_network_without_windows_is_refused() -> None:
-    import spp_cls
-
     with pytest.raises(UserError, match="the network has no SPP"):
         draw_views(spp_cls.build_net("zf5_tiny", "none").eval(), np.zeros((100, 100, 3), np.uint8))

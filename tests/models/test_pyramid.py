@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from spp_cls import SpatialPyramidPool, UserError, pool_windows
-from spp_cls.models.pyramid import _check_device, gather_gradient
+from spp_cls.models.pyramid import AveragePool, _check_device, gather_gradient
 
 
 def bins_of(cells: int, n: int) -> list[tuple[int, int]]:
@@ -161,17 +161,31 @@ def test_windows_are_pooled_as_if_cut_out(levels: tuple[int, ...]) -> None:
     assert np.array_equal(pooled.numpy(), np.stack(expected))
 
 
-def test_bins_of_long_windows() -> None:
-    # roi_pool computes its bins in float32; a ramp shows the last cell of each bin, its negative the first.
-    # There are cells before the window and behind it, which no bin may hold.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_bins_of_long_windows(dtype: torch.dtype) -> None:
+    # roi_pool computes its bins in the type of the maps; a ramp shows the last cell of each bin, its negative the
+    # first. There are cells before the window and behind it, which no bin may hold.
     for cells in range(1, 200):
-        ramp = torch.arange(-1, cells + 1, dtype=torch.float32).view(1, 1, 1, cells + 2)
+        ramp = torch.arange(-1, cells + 1, dtype=dtype).view(1, 1, 1, cells + 2)
         whole = torch.tensor([[0, 1, 0, cells, 0]])
         for n in (*range(1, 9), 11, 13):
             last = pool_windows(ramp, whole, (n,)).view(n, n)[0]
             first = -pool_windows(-ramp, whole, (n,)).view(n, n)[0]
             found = list(zip(first.int().tolist(), (last.int() + 1).tolist(), strict=True))
             assert found == bins_of(cells, n), (cells, n)
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_an_overflow_is_not_hidden_by_pooling(value: float) -> None:
+    maps = torch.rand(1, 2, 9, 8)
+    maps[0, 1, 4, 3] = value
+    windows = torch.tensor([[0, 0, 0, 7, 8], [0, 3, 4, 3, 4], [0, 4, 0, 7, 8]])
+    for pool in (SpatialPyramidPool((3, 1)), AveragePool()):
+        pooled = pool.pool_windows(maps, windows)
+        assert [bool(each.isfinite().all()) for each in pooled][:2] == [False, False]
+    # Windows without that cell are as they were.
+    pooled = SpatialPyramidPool((3, 1)).pool_windows(maps, windows)
+    assert torch.equal(pooled[2:], SpatialPyramidPool((3, 1))(maps[:, :, :, 4:]))
 
 
 def test_windows_have_gradients_and_keep_the_type() -> None:

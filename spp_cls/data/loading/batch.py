@@ -90,8 +90,9 @@ def _allocate_shared(shape: tuple[int, ...]) -> Tensor:
 
 @cache
 def _copy_to_device(values: tuple[float, ...], device: torch.device) -> Tensor:
-    # Cached, as each copy to a GPU waits until the GPU has finished its queue.
-    return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
+    # Cached, as each copy to a GPU waits until the GPU has finished its queue; for autograd too, whoever asks first.
+    with torch.inference_mode(False):
+        return torch.tensor(values, dtype=torch.float32, device=device).view(1, -1, 1, 1)
 
 
 def normalize(
