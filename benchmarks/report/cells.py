@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 
 from report.claims import compute_interval, judge
+from spp_cls.cli.errors import UserError
 from spp_cls.cli.terminal import Table
 from spp_cls.evaluation.protocols import PROTOCOLS
 from spp_cls.evaluation.seeds import JOINT, TextRow, group_by_seed, pair_differences, select_single, summarise
@@ -26,7 +27,12 @@ def build_cells_table(rows: Sequence[TextRow], paper: Sequence[TextRow], title: 
     by_cell = {}
     for members in ours.values():
         row = next(iter(members.values()))
-        by_cell[row["net"], row["pooling"], row["sizes"]] = members
+        cell = row["net"], row["pooling"], row["sizes"]
+        if cell in by_cell:
+            raise UserError(
+                f"{' '.join(cell)} was tested on several data sets or in several precisions; leave out the rows of one"
+            )
+        by_cell[cell] = members
     cells = []
     baselines: dict[str, float] = {}
     for paper_row in (row for row in paper if row["table"] == "2"):

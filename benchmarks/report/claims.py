@@ -75,8 +75,8 @@ class Claim(NamedTuple):
     is_of_paper: bool = True
 
 
-_NET = ("data", "net", "width", "input_size")
-_VIEWS = (*_NET, "pooling", "sizes")
+_NET = ("data", "data_digest", "stored_side", "precision", "net", "width", "input_size")
+_VIEWS = (*_NET, "pooling", "levels", "sizes")
 
 # The whole image at the size that warp1 squeezes it to.
 FULL_AT_224 = make_protocol([224], ["full"], flips=False).name
@@ -88,7 +88,7 @@ CLAIMS = (
     ),
     Claim(
         "Multi-size training helps: against single-size, crop10 (Table 2, c against b)",
-        Side(None, "alternate", "crop10"), Side(None, "single", "crop10"), (*_NET, "pooling"),
+        Side(None, "alternate", "crop10"), Side(None, "single", "crop10"), (*_NET, "pooling", "levels"),
     ),
     Claim(
         "The whole image beats the crop: full1 against crop1 (Table 3)",
@@ -126,7 +126,8 @@ CLAIMS = (
     ),
     Claim(
         "Sizes that grow over the run against one size (not in the paper)",
-        Side(None, "progressive", "crop10"), Side(None, "single", "crop10"), (*_NET, "pooling"), is_of_paper=False,
+        Side(None, "progressive", "crop10"), Side(None, "single", "crop10"), (*_NET, "pooling", "levels"),
+        is_of_paper=False,
     ),
 )  # fmt: skip
 

@@ -85,17 +85,27 @@ def read_paper(folder: str | Path) -> list[dict[str, str]]:
 
 
 def build_paper_tables(paper: Sequence[dict[str, str]], ours: Sequence[dict[str, str]]) -> list[Table]:
-    """Build Tables 2, 3 and 4 with our error and the difference beside each of the paper's, empty if not measured."""
+    """Build Tables 2, 3 and 4 with our error and the difference beside each of the paper's, empty if not measured.
+
+    Ours is the mean and standard deviation over seeds.
+    """
     return [
-        (title, HEADER, [_compare(row, find_result(row, ours)) for row in paper if row["table"] == number])
+        (title, HEADER, [_compare(row, find_results(row, ours)) for row in paper if row["table"] == number])
         for number, title in TITLES.items()
     ]
 
 
-def find_result(paper_row: TextRow, ours: Sequence[TextRow]) -> TextRow | None:
-    """Return our last result that measures what a row of the paper does."""
-    same = [row for row in ours if _measures(row, paper_row)]
-    return same[-1] if same else None
+def find_results(paper_row: TextRow, ours: Sequence[TextRow]) -> Mapping[str, TextRow]:
+    """Return by seed our results that measure what a row of the paper does.
+
+    Of groups that differ in more than their seed, such as their precision, it is the last.
+    """
+    same = [members for members in group_by_seed(ours).values() if _measures(_get_first(members), paper_row)]
+    return same[-1] if same else {}
+
+
+def _get_first(members: Mapping[str, TextRow]) -> TextRow:
+    return next(iter(members.values()))
 
 
 def _measures(row: TextRow, paper_row: TextRow) -> bool:
@@ -115,13 +125,13 @@ def is_sharp(row: Mapping[str, Any], side: int) -> bool:
     return not row["stored_side"] or int(row["stored_side"]) >= side
 
 
-def _compare(paper_row: TextRow, result: TextRow | None) -> list[str]:
+def _compare(paper_row: TextRow, results: Mapping[str, TextRow]) -> list[str]:
     cells = [paper_row["row"], paper_row["views"]]
     for name in _ERRORS:
         error = paper_row[name]
-        measured = f"{float(result[name]):.2f}" if result else ""
-        difference = f"{float(result[name]) - float(error):+.2f}" if result and error else ""
-        cells += [error, measured, difference]
+        spread = summarise(results, name) if results else None
+        difference = f"{spread.mean - float(error):+.2f}" if spread and error else ""
+        cells += [error, str(spread or ""), difference]
     return cells
 
 
@@ -149,9 +159,9 @@ def build_measured_table(paper: Sequence[TextRow], ours: Sequence[TextRow]) -> T
 
 
 def _group_others(paper: Sequence[TextRow], ours: Sequence[TextRow]) -> list[tuple[TextRow, Mapping[str, TextRow]]]:
-    """Return for each result that no row of the paper has one of its rows, and the rows by seed."""
-    groups = group_by_seed([row for row in ours if not any(_measures(row, each) for each in paper)])
-    return [(next(iter(members.values())), members) for members in groups.values()]
+    """Return for each result that stands beside no row of the paper one of its rows, and the rows by seed."""
+    beside = [find_results(row, ours) for row in paper]
+    return [(_get_first(members), members) for members in group_by_seed(ours).values() if members not in beside]
 
 
 def name_data(row: TextRow) -> str:
@@ -176,9 +186,12 @@ def draw_chart(paper: Sequence[dict[str, str]], ours: Sequence[dict[str, str]], 
     # Points: an axis from zero, which bars need, hides differences of a point.
     heights = range(len(compared))
     left.plot([float(row["top1_error"]) for row in compared], heights, "o", color="C0", mfc="none", label="paper")
-    if found := [(y, result) for y in heights if (result := find_result(compared[y], ours))]:
-        left.plot([float(result["top1_error"]) for _, result in found], [y for y, _ in found], "o", color="C1",
-                  label="ours")  # fmt: skip
+    if found := [
+        (y, summarise(results, "top1_error")) for y in heights if (results := find_results(compared[y], ours))
+    ]:
+        left.errorbar([each.mean for _, each in found], [y for y, _ in found],
+                      xerr=[each.deviation or 0 for _, each in found], fmt="o", color="C1", capsize=2,
+                      label="ours")  # fmt: skip
     left.set_yticks(list(heights), [row["row"] for row in compared])
     left.set(title="ImageNet 2012 validation", xlabel="top-1 error, %")
     left.legend()

@@ -9,6 +9,7 @@ from types import ModuleType
 
 import pytest
 
+from spp_cls.cli.errors import UserError
 from spp_cls.evaluation.rows import Row
 from tests.benchmarks.test_claims import rows
 from tests.conftest import REPOSITORY
@@ -56,6 +57,13 @@ def test_cells_stand_beside_the_papers(cells: ModuleType) -> None:
     assert first == ["ZF-5 (a)", "32.00 ± 2.00", 3, "", "", "35.99", ""]
     # Differences of -1, -1 and -1.6: a half width of 4.3027 * 0.3464 / sqrt(3).
     assert second == ["ZF-5 (b)", "30.80 ± 1.71", 3, "-1.20 [-2.06, -0.34]", "confirmed", "34.98", "-1.01"]
+
+
+def test_two_results_for_one_cell_are_refused(cells: ModuleType) -> None:
+    paper = [{"table": "2", "row": "", "net": "zf5", "pooling": "none", "sizes": "single", "top1_error": "35.99"}]
+    found = rows("none", "single", "crop10", [30.0]) + rows("none", "single", "crop10", [9.0], precision="bf16-mixed")
+    with pytest.raises(UserError, match="zf5 none single was tested on several data sets or in several precisions"):
+        cells.build_cells_table(found, paper, "title")
 
 
 def test_protocols_side_by_side(cells: ModuleType) -> None:

@@ -103,6 +103,17 @@ def test_runs_are_paired_by_seed_network_and_training(claims: ModuleType) -> Non
     assert claims.find_differences(claim, found) == [("zf5", "0", -1.0), ("overfeat7", "0", -3.0)]
 
 
+@pytest.mark.parametrize("other", [{"precision": "bf16-mixed"}, {"data_digest": "e"}, {"stored_side": "128"}])
+def test_tests_of_other_kinds_are_no_pairs(other: dict[str, str], claims: ModuleType) -> None:
+    found = (
+        rows("spp", "single", "crop1", [40.0, 41.0])
+        + rows("spp", "single", "full1", [39.0, 39.5])
+        + rows("spp", "single", "crop1", [90.0, 90.0], **other)
+    )
+    (claim,) = [each for each in claims.CLAIMS if each.words.startswith("The whole image")]
+    assert claims.find_differences(claim, found) == [("zf5", "0", -1.0), ("zf5", "1", -1.5)]
+
+
 def test_trainings_of_one_seed_count_as_one(claims: ModuleType) -> None:
     found = [
         row

@@ -55,7 +55,7 @@ def test_only_the_same_measurement_stands_beside_the_papers(tmp_path: Path) -> N
     (tmp_path / "paper.csv").write_bytes((RESULTS / "paper.csv").read_bytes())
     others = [
         row(data="imagenette"),
-        row(images=3925),
+        row(images=3925, data_digest="part"),
         row(sizes="single", protocol="map10"),
         row(levels="4 3 2 1"),
         row(networks=3),
@@ -78,6 +78,20 @@ def test_only_the_same_measurement_stands_beside_the_papers(tmp_path: Path) -> N
         ["imagenet", "1", "zf5", "1"], ["imagenet", "3", "zf5", "1"], ["imagenet", "1", "zf5", "0.5"],
         ["imagenet", "1", "zf5", "1"],
     ]  # fmt: skip
+
+
+def test_the_seeds_of_a_cell_are_one_result(tmp_path: Path) -> None:
+    (tmp_path / "paper.csv").write_bytes((RESULTS / "paper.csv").read_bytes())
+    seeds = [row(seed=str(seed), top1_error=error) for seed, error in enumerate((34.0, 35.0, 39.0))]
+    half = [row(seed=str(seed), top1_error=50.0, precision="bf16-mixed") for seed in range(2)]
+    append_csv([*half, *seeds], tmp_path / "ours.csv")
+    paper, ours = read_results(tmp_path)
+    (cells,) = [cells for _, _, table in build_paper_tables(paper, ours) for cells in table if cells[3]]
+    # The squares of -2, -1 and 3 are 14; the deviation is the square root of 7.
+    assert cells[2:5] == ["34.60", "36.00 ± 2.65", "+1.40"]
+    # Those in another precision came before, and are listed.
+    (listed,) = build_measured_table(paper, ours)[2]
+    assert listed[9:12] == ["50.00 ± 0.00", "0.00 ± 0.00", "2"]
 
 
 def test_other_data_has_one_line_for_all_seeds(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def make_row(**values: Any) -> TransferRow:
         "input_size": 224,
     }
     place = {"data": "caltech101", "layer": "pool", "view": "full", "side": "224", "is_side_chosen": False}
-    place |= {"draws": 10, "train_images": 3060}
+    place |= {"draws": 10, "train_images": 3060, "test_images": 2698}
     if values.get("data") == "voc2007":
         place |= {"draws": 1, "train_images": 5011, "test_images": 4952}
     return TransferRow(**{**empty, **given, **place, "accuracy": 91.0, "by_draw": "90.0 92.0", **values})  # type: ignore[arg-type]
@@ -79,7 +79,7 @@ def test_only_the_same_measurement_stands_beside_the_papers(tmp_path: Path) -> N
     others = [
         make_row(width=0.25), make_row(sizes="single"), make_row(epochs=0), make_row(is_side_chosen=True),
         make_row(side="225"), make_row(data="voc2007", accuracy=None, map_11=50.0), make_row(input_size=112),
-        make_row(draws=1), make_row(train_images=510), make_row(stored_side=223),
+        make_row(draws=1), make_row(train_images=510), make_row(test_images=102), make_row(stored_side=223),
         make_row(data="voc2007", layer="hidden2", accuracy=None, map_11=50.0, train_images=100),
     ]  # fmt: skip
     folder = write_results(tmp_path, *others)
