@@ -29,7 +29,7 @@ from spp_cls.evaluation.report import (
     find_checkpoints,
     group_checkpoints,
 )
-from spp_cls.evaluation.rows import Row, append_csv, read_csv
+from spp_cls.evaluation.rows import Row, append_csv, check_csv, read_csv
 
 # Rows, and the predictions by protocol.
 Results = tuple[list[Row], dict[str, Predictions]]
@@ -59,7 +59,7 @@ def test(keys: EvalKeys, cfg: DictConfig) -> None:
     if fabric.is_global_zero:
         # Better to find a file that cannot be written before the work than after it.
         if keys.out:
-            append_csv([], keys.out)
+            check_csv(keys.out)
         if keys.predictions:
             check_writable(keys.predictions, "predictions", COLUMNS)
     # Others may have added rows between the readings of two processes.

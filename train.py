@@ -19,7 +19,7 @@ from spp_cls.models.net import check_sizes, create_net, warn_of_levels
 from spp_cls.training import AtomicCheckpoints, Checkpointing, Compilation, LitClassifier, RunFolder, create_callbacks
 from spp_cls.training.fine_tuning import freeze, init_from
 from spp_cls.training.loggers import create_loggers
-from spp_cls.training.losses import Loss, create_loss
+from spp_cls.training.losses import Loss, check_loss, create_loss
 from spp_cls.training.norms import SyncBatchNorms
 from spp_cls.training.optimization import OptimizerFactory, check_optimizer, create_factory
 from spp_cls.training.run.folder import check_names, read_step
@@ -46,7 +46,7 @@ def build(keys: TrainKeys) -> tuple[NetConfig, ImageNetDataModule, OptimizerFact
     if keys.init_from == "":
         raise UserError("init_from is empty; give a checkpoint, or null")
     schedule = create_schedule(keys.schedule, keys.trainer.max_epochs)
-    return config, data, create_factory(keys.optimizer), schedule, create_loss(keys.loss, augmentation.mixes_pairs)
+    return config, data, create_factory(keys.optimizer), schedule, create_loss(keys.loss)
 
 
 def train(keys: TrainKeys, cfg: DictConfig) -> dict[str, Any]:
@@ -71,6 +71,7 @@ def train(keys: TrainKeys, cfg: DictConfig) -> dict[str, Any]:
                 use_distributed_sampler=False, enable_model_summary=False, plugins=plugins,
             )  # fmt: skip
         check_optimizer(net, optimizer, trainer)
+        check_loss(loss, config.num_classes, trainer.strategy.root_device, data.augmentation.mixes_pairs)
         data.check_trainer(trainer)
         folder.prepare(cfg)
         if trainer.is_global_zero:

@@ -59,6 +59,21 @@ class RowFile:
                     writer.writeheader()
                     writer.writerows([*written, *map(asdict, rows)])
 
+    def check(self, path: str | Path) -> None:
+        """Check, before the work that it is for, that rows can be added to a file; nothing is written.
+
+        Raises:
+            UserError: as append does.
+        """
+        path = Path(path)
+        with explain_write_errors(path, "out"):
+            if path.exists():
+                check_regular(path)
+                with path.open("a+", **_ENCODING) as file:
+                    file.seek(0)
+                    self._read(file, path)
+            _check_folder(path.resolve())
+
     def read(self, path: str | Path) -> list[dict[str, str]]:
         """Read the rows of a file that `append` wrote, as text; no file, or an empty one, means no rows.
 
@@ -159,14 +174,13 @@ def check_distinct(**paths: str | None) -> None:
 
 
 def check_writable(path: str | Path, key: str, columns: Sequence[str]) -> None:
-    """Check, before the work that it is for, that write_lines can write a file; what is there stays.
+    """Check, before the work that it is for, that write_lines can write a file; nothing is written.
 
     Raises:
         UserError: if it cannot, or if it would overwrite something else than a file that begins with these columns.
     """
     path = Path(path)
     with explain_write_errors(path, key):
-        path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
             check_regular(path)
             with path.open("rb") as file:
@@ -174,4 +188,12 @@ def check_writable(path: str | Path, key: str, columns: Sequence[str]) -> None:
                 found = file.read(len(begin))
             if found and found != begin:
                 raise UserError(f"{path} holds something else than {key}; choose another file with {key}=PATH")
-        tempfile.TemporaryFile(dir=path.parent).close()
+        _check_folder(path)
+
+
+def _check_folder(path: Path) -> None:
+    """Raise OSError if the folder of a file, or the one that it would be made in, takes no file."""
+    folder = path.parent
+    while not folder.exists():
+        folder = folder.parent
+    tempfile.TemporaryFile(dir=folder).close()

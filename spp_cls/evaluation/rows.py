@@ -54,7 +54,7 @@ class Row:
 
 # The new columns are those that version 0.1 did not have.
 ROW_FILE = RowFile(Row, "eval.py", new_columns=("networks", "width", "seed", "data_digest", "stored_side"))
-append_csv, read_csv = ROW_FILE.append, ROW_FILE.read
+append_csv, check_csv, read_csv = ROW_FILE.append, ROW_FILE.check, ROW_FILE.read
 
 
 def describe_hardware(device: torch.device, world_size: int = 1) -> str:

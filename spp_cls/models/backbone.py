@@ -30,9 +30,8 @@ class Backbone(nn.Module):
     # image is the whole map.
     windows_are_open = False
 
-    # By which create_backbone builds it again, as for a checkpoint; empty of a class that it does not know.
-    name: str = ""
-    width: float = 1.0
+    # Name and width by which create_net builds it again, as for a checkpoint; None of a class that it does not know.
+    registered_as: tuple[str, float] | None = None
 
     def forward(self, images: Tensor) -> Tensor:
         """Map N x in_chans x H x W images to the last feature map."""
@@ -222,7 +221,7 @@ def create_backbone(name: str, in_chans: int = 3, width: float = 1.0) -> Backbon
     if name in SPECS or name in _FACTORIES:
         factory = partial(PaperBackbone, SPECS[name]) if name in SPECS else _FACTORIES[name]
         backbone = factory(in_chans, width)
-        backbone.name, backbone.width = name, width
+        backbone.registered_as = name, width
         return backbone
     names = ", ".join([*SPECS, *_FACTORIES])
     raise UserError(

@@ -134,8 +134,9 @@ class SPPNet(nn.Module):
 
 def _describe_parts(backbone: Backbone, pool: Pooling, head: Head) -> NetConfig:
     first = backbone.get_submodule(backbone.first_conv)
+    name, width = backbone.registered_as or (type(backbone).__name__, 1.0)
     return create_config(
-        backbone.name or type(backbone).__name__, width=backbone.width,
+        name, width=width,
         pooling="avg" if isinstance(pool, AveragePool) else "spp", levels=pool.levels,
         num_classes=head.num_classes, hidden=head.hidden, drop_rate=head.drop_rate,
         in_chans=first.in_channels if isinstance(first, nn.Conv2d) else None,

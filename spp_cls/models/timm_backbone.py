@@ -20,7 +20,7 @@ class TimmBackbone(Backbone):
 
     def __init__(self, name: str, in_chans: int = 3, pretrained: bool = False) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.registered_as = name, (name, 1.0)
         self.traits = find_traits(get_architecture(name))
         self.model = load_model(name, in_chans) if pretrained else create_model(name, in_chans)
         for layer in self.traits.unused:

@@ -63,18 +63,27 @@ class BinaryCrossEntropy:
         return F.binary_cross_entropy_with_logits(logits, shares)
 
 
-def create_loss(node: Mapping[str, Any], takes_shares: bool = False) -> Loss:
-    """Return the loss of a configuration node; with `takes_shares` its targets are shares of classes, too.
+def create_loss(node: Mapping[str, Any]) -> Loss:
+    """Return the loss of a configuration node.
 
     Raises:
-        UserError: if it cannot be made, or does not return one number for logits and targets.
+        UserError: if it cannot be made, or cannot be called.
     """
     loss: Loss = call_target(node, "loss")
     if not callable(loss):
         raise UserError(f"loss: {loss!r} cannot be called; give a function of (logits, targets)")
-    labels = torch.tensor([0, 1])
-    for targets in (labels, F.one_hot(labels, 3).float()) if takes_shares else (labels,):
-        value = try_out(partial(loss, torch.zeros(2, 3), targets), "loss")
+    return loss
+
+
+def check_loss(loss: Loss, num_classes: int, device: torch.device, takes_shares: bool) -> None:
+    """Find out before a run starts whether a loss takes its logits and targets; with `takes_shares`, mixed ones too.
+
+    Raises:
+        UserError: if it ends in an error, or does not return one number.
+    """
+    labels = torch.arange(2, device=device) % num_classes
+    logits = torch.zeros(2, num_classes, device=device)
+    for targets in (labels, F.one_hot(labels, num_classes).float()) if takes_shares else (labels,):
+        value = try_out(partial(loss, logits, targets), "loss")
         if not isinstance(value, Tensor) or value.ndim:
             raise UserError(f"loss: a loss returns a tensor of one number, not {value!r}")
-    return loss

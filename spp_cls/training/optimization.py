@@ -65,26 +65,40 @@ def create_factory(node: Mapping[str, Any]) -> OptimizerFactory:
     The key `backbone_lr_scale` is left to group_parameters.
 
     Raises:
-        UserError: if there is no such class or function, it refuses its keys, does not return an optimizer, or this
-            cannot make a step.
+        UserError: if there is no such class or function, it refuses its keys, or does not return an optimizer.
     """
     own = {each.name for each in fields(_GroupKeys)}
     check_fields(_GroupKeys(**{name: value for name, value in node.items() if name in own}), "optimizer.")
     factory = bind_target({name: value for name, value in node.items() if name not in own}, "optimizer")
-    try_out(lambda: _make_steps(factory), "optimizer")
+    try_out(partial(_create_small_optimizer, factory, torch.device("cpu")), "optimizer")
     return factory
 
 
-def _make_steps(factory: OptimizerFactory) -> None:
+def _create_small_optimizer(factory: OptimizerFactory, device: torch.device) -> Optimizer:
     # As large as the smallest that Muon takes.
-    matrices = [Parameter(torch.ones(4, 4)), Parameter(torch.ones(4, 4, 3, 3))]
-    biases: dict[str, Any] = {"params": [Parameter(torch.ones(4))], "lr_scale": 1.0, "weight_decay": 0.0}
-    optimizer = _call_factory(factory, [{"params": matrices, "lr_scale": 1.0}, biases])
+    matrices = [Parameter(torch.ones(shape, device=device)) for shape in ((4, 4), (4, 4, 3, 3))]
+    biases = [Parameter(torch.ones(4, device=device))]
+    groups: ParameterGroups = [
+        {"params": matrices, "lr_scale": 1.0},
+        {"params": biases, "lr_scale": 1.0, "weight_decay": 0.0},
+    ]
+    return _call_factory(factory, groups)
+
+
+def _make_steps(factory: OptimizerFactory, device: torch.device) -> None:
+    """Make two steps as Lightning does, which gives the loss and its gradients by a closure."""
+    optimizer = _create_small_optimizer(factory, device)
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+
+    def compute_loss() -> Any:
+        optimizer.zero_grad()
+        with torch.enable_grad():
+            loss = torch.stack([parameter.square().sum() for parameter in parameters]).sum()
+            loss.backward()
+        return loss
+
     for _ in range(2):
-        for group in optimizer.param_groups:
-            for parameter in group["params"]:
-                parameter.grad = torch.ones_like(parameter)
-        optimizer.step()
+        optimizer.step(closure=compute_loss)
 
 
 def create_optimizer(net: SPPNet, factory: OptimizerFactory | None = None, backbone_lr_scale: float = 1.0) -> Optimizer:
@@ -113,12 +127,14 @@ def scale_rates(optimizer: Optimizer, factor: float = 1.0) -> None:
 
 
 def check_optimizer(net: SPPNet, factory: OptimizerFactory | None, trainer: pl.Trainer) -> None:
-    """Find out before a run starts whether the optimizer can be made, and whether its gradients can be clipped.
+    """Find out before a run starts whether the optimizer can be made and can step on the trainer's device.
 
     Raises:
-        UserError: as create_optimizer does; or if gradients are to be clipped that a fused step unscales itself.
+        UserError: as create_optimizer does; if a step ends in an error; or if gradients are to be clipped that a fused
+            step unscales itself.
     """
     optimizer = create_optimizer(net, factory)
+    try_out(partial(_make_steps, factory or PAPER_SGD, trainer.strategy.root_device), "optimizer")
     mixed = isinstance(trainer.precision_plugin, pl.plugins.MixedPrecision)
     if mixed and trainer.gradient_clip_val and getattr(optimizer, "_step_supports_amp_scaling", False):
         raise UserError(

@@ -37,6 +37,7 @@ from spp_cls.transfer.rows import (
     PREDICTIONS_COLUMNS,
     TransferRow,
     append_rows,
+    check_rows,
     make_row,
     write_classes,
     write_predictions,
@@ -176,7 +177,7 @@ def find_net(options: Options) -> tuple[SPPNet, NetFacts]:
 def check_files(options: Options) -> None:
     """Raise UserError if one of the files that the keys name cannot be written."""
     if options.out:
-        append_rows([], options.out)
+        check_rows(options.out)
     if options.classes:
         check_writable(options.classes, "classes", CLASSES_COLUMNS)
     if options.predictions:

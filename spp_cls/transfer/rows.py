@@ -111,7 +111,7 @@ def _deviation(values: Sequence[float]) -> float | None:
 
 
 ROW_FILE = RowFile(TransferRow, "spp_cls.transfer", new_columns=("stored_side", "costs", "seed", "precision"))
-append_rows, read_rows = ROW_FILE.append, ROW_FILE.read
+append_rows, check_rows, read_rows = ROW_FILE.append, ROW_FILE.check, ROW_FILE.read
 
 # The columns that the other files begin with.
 _PLACE = ("layer", "view", "side", "draw")

@@ -77,8 +77,15 @@ def test_predictions_do_not_overwrite_other_files(other: str, tmp_path: Path, co
         (("ckpt=a.ckpt", "positions=[full]"), "positions are for protocol=custom; "),
         (("ckpt=a.ckpt", "protocol=[all,crop1]"), "protocol=all is every protocol; leave the others out"),
         (("ckpt=a.ckpt", "--multirun"), "--multirun is for train.py; eval.py takes lists, such as "),
-        (("ckpt=grey.ckpt",), "the network has 1 input channels; the protocols are for RGB images"),
-        (("ckpt=wild.ckpt",), "under crop1 are not finite: the network's values overflow; give another checkpoint"),
+        (("ckpt=a.ckpt", "out=a.ckpt/b/c.csv"), "cannot write a.ckpt/b/c.csv: Not a directory; "),
+        (
+            ("ckpt=grey.ckpt", "out=new/a.csv", "predictions=other/p.csv"),
+            "the network has 1 input channels; the protocols are for RGB images",
+        ),
+        (
+            ("ckpt=wild.ckpt", "out=new/a.csv", "predictions=other/p.csv"),
+            "under crop1 are not finite: the network's values overflow; give another checkpoint",
+        ),
     ],
 )
 def test_what_cannot_be_tested_is_one_line_and_writes_nothing(

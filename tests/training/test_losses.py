@@ -9,7 +9,7 @@ from timm.loss import BinaryCrossEntropy as BinaryOfTimm
 from torch.nn import functional as F
 
 from spp_cls.cli.errors import UserError
-from spp_cls.training.losses import BinaryCrossEntropy, CrossEntropy, create_loss
+from spp_cls.training.losses import BinaryCrossEntropy, CrossEntropy, check_loss, create_loss
 
 LABELS = torch.tensor([0, 3, 4, 4])
 SHARES = 0.7 * F.one_hot(LABELS, 5).float() + 0.3 * F.one_hot(LABELS.flip(0), 5).float()
@@ -63,15 +63,25 @@ def test_binary_cross_entropy_is_that_of_timm(smoothing: float, threshold: float
 )
 def test_mistakes(node: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)) as error:
-        create_loss(node)
+        check_loss(create_loss(node), 3, torch.device("cpu"), takes_shares=False)
     assert "\n" not in str(error.value)
 
 
 def test_a_loss_of_labels_alone_is_refused_where_images_are_mixed() -> None:
-    node = {"_target_": "torch.nn.MultiMarginLoss"}
-    create_loss(node)
+    loss = create_loss({"_target_": "torch.nn.MultiMarginLoss"})
+    check_loss(loss, 3, torch.device("cpu"), takes_shares=False)
     with pytest.raises(UserError, match=r"^loss: RuntimeError: "):
-        create_loss(node, takes_shares=True)
+        check_loss(loss, 3, torch.device("cpu"), takes_shares=True)
+
+
+@pytest.mark.parametrize("takes_shares", [False, True])
+def test_a_loss_with_weights_of_the_classes(takes_shares: bool) -> None:
+    def weigh(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        return F.cross_entropy(logits, targets, torch.arange(1.0, 11.0))
+
+    check_loss(weigh, 10, torch.device("cpu"), takes_shares)
+    with pytest.raises(UserError, match="weight tensor"):
+        check_loss(weigh, 4, torch.device("cpu"), takes_shares)
 
 
 def no_loss() -> int:

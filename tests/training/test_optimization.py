@@ -1,6 +1,7 @@
 """Parameter groups, the paper's optimizer, and others in its place."""
 
 import re
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -132,14 +133,45 @@ def test_the_first_step_of_each_optimizer(name: str, tmp_path: Path) -> None:
         (node_of("muon", adjust_lr_fn=3), "optimizer.adjust_lr_fn is text or null, not 3"),
         (node_of("muon", conv_mode="rows"), "optimizer: Invalid conv_mode: rows"),
         (node_of("adamw", betas=[0.9]), "optimizer: "),
-        (node_of("muon", adjust_lr_fn="mine"), "optimizer: AssertionError: "),
-        ({"_target_": "torch.optim.SparseAdam"}, "optimizer: RuntimeError: "),
     ],
 )
 def test_keys_that_the_class_does_not_take(node: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)) as error:
         create_factory(node)
     assert "\n" not in str(error.value)
+
+
+# What a trainer says of its device.
+ON_CPU = SimpleNamespace(root_device=torch.device("cpu"))
+
+
+class NeedsClosure(torch.optim.SGD):
+    """As SAM does, it computes gradients itself."""
+
+    def step(self, closure: Any) -> Any:  # type: ignore[override]
+        loss = closure()
+        super().step()
+        return loss
+
+
+@pytest.mark.parametrize(
+    ("node", "message"),
+    [
+        (node_of("muon", adjust_lr_fn="mine"), "optimizer: AssertionError: "),
+        ({"_target_": "torch.optim.SparseAdam"}, "optimizer: RuntimeError: "),
+        # Made for a GPU.
+        (node_of("adamw", fused=False, capturable=True), "optimizer: AssertionError: If capturable=True"),
+        ({"_target_": f"{__name__}.NeedsClosure", "lr": 0.1}, None),
+    ],
+)
+def test_a_first_step_on_the_device_of_the_run(node: dict[str, Any], message: str | None) -> None:
+    factory = create_factory(node)
+    trainer: Any = SimpleNamespace(precision_plugin=None, strategy=ON_CPU)
+    net = spp_cls.build_net("zf5_tiny")
+    before = [parameter.detach().clone() for parameter in net.parameters()]
+    with pytest.raises(UserError, match=re.escape(message)) if message else nullcontext():
+        check_optimizer(net, factory, trainer)
+    assert all(map(torch.equal, before, net.parameters()))
 
 
 class SignSGD(torch.optim.Optimizer):
@@ -185,7 +217,9 @@ def test_an_optimizer_from_outside() -> None:
 def test_clipping_of_fused_steps(precision: Any, clip: float | None, fused: bool, refused: bool) -> None:
     mixed = "mixed" in precision
     plugin = pl.plugins.MixedPrecision(precision, "cpu") if mixed else pl.plugins.Precision()
-    trainer: Any = SimpleNamespace(precision_plugin=plugin, precision=precision, gradient_clip_val=clip)
+    trainer: Any = SimpleNamespace(
+        precision_plugin=plugin, precision=precision, gradient_clip_val=clip, strategy=ON_CPU
+    )
     factory = partial(torch.optim.SGD, lr=0.1, fused=fused)
     net = spp_cls.build_net("zf5_tiny")
     if refused:
