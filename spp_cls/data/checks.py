@@ -60,7 +60,8 @@ def check_sources(train: ImageSource, val: ImageSource, world_size: int) -> None
     check_classes({"train": train, "val": val})
     if len(train.class_names) < 2:
         raise UserError(
-            f"{train.root} has one class alone, {train.class_names[0]}; set data.root to data of two classes or more"
+            f"{train.root} has fewer than two classes ({', '.join(train.class_names) or 'none'}); set data.root to "
+            "other data"
         )
     if not len(val):
         raise UserError(f"there are no validation images in {val.root}")

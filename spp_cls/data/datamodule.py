@@ -141,6 +141,11 @@ class ImageNetDataModule(pl.LightningDataModule):
 
     def _check_network(self, config: NetConfig) -> None:
         """Raise UserError if a network's images are to be made otherwise: its checkpoint would be tested otherwise."""
+        if config.in_chans != 3:
+            raise UserError(
+                f"the network has {config.in_chans} input channels, and the data module makes RGB images; build it "
+                "with in_chans=3, or give the trainer data of your own"
+            )
         needed = {
             "crop": config.input_size, "mean": config.mean, "std": config.std, "interpolation": config.interpolation,
         }  # fmt: skip

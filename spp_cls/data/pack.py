@@ -14,6 +14,7 @@ from spp_cls.cli.schema import key
 from spp_cls.data.loading.workers import count_cpus
 from spp_cls.data.sources import Split, open_source
 from spp_cls.data.sources.identity import hash_file, name_source
+from spp_cls.data.sources.kinds import check_root
 from spp_cls.data.sources.packed import PackedImages, read_manifest
 from spp_cls.data.sources.packing import PackSettings, PackSource, pack
 from spp_cls.data.sources.parquet import open_parquet
@@ -61,10 +62,15 @@ class VerifyOptions:
 def main(arguments: Sequence[str]) -> None:
     """Pack a data set, or verify a packed one."""
     if arguments[:1] == ["verify"]:
-        counts = verify(Path(parse_keys(VerifyOptions, arguments[1:], _USAGE, _EXAMPLE).root))
+        root = parse_keys(VerifyOptions, arguments[1:], _USAGE, _EXAMPLE).root
+        check_root(root)
+        counts = verify(Path(root))
         print(", ".join(f"{split}: {count:,} images as packed" for split, count in counts.items()))
         return
     options = parse_keys(PackOptions, _convert_flag(arguments), _USAGE, _EXAMPLE)
+    check_root(options.root)
+    if not options.out:
+        raise UserError("out is empty; name the folder to write")
     torch.set_num_threads(1)  # each thread of the pool works on an image of its own
     sources: Mapping[str, PackSource] = (
         open_parquet(Path(options.root))

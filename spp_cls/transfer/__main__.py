@@ -130,7 +130,7 @@ def main(arguments: Sequence[str]) -> None:
         )  # fmt: skip
     # What is computed, which may not be what was asked for: on CPUs 16-mixed is bf16-mixed.
     precision = fabric.strategy.precision.precision
-    stored = f"-stored-at-{data.storage.min_side}" if data.storage else ""
+    stored = f"-stored-at-{data.storage.min_side}-quality-{data.storage.quality}" if data.storage else ""
     folder = options.features or f"features/{data.name}{stored}-{facts.network_sha256[:12]}"
     # Known from the environment alone; processes that are yet to be started have none of their own.
     if getattr(rank_zero_only, "rank", 0) == 0:

@@ -14,6 +14,7 @@ from spp_cls.data.sources import ImageSource, open_source
 from spp_cls.data.sources.caltech import CALTECH, Indices, draw_images, draw_order, list_caltech
 from spp_cls.data.sources.files import ImageFiles
 from spp_cls.data.sources.identity import Storage, find_storage, name_source
+from spp_cls.data.sources.kinds import check_root
 from spp_cls.transfer.joined import JoinedImages
 
 VOC = "voc2007"
@@ -70,8 +71,10 @@ def open_transfer_data(
             raise UserError(
                 f"{name}={value} is for data={CALTECH}; data={kind} says itself what trains and tests: leave it out"
             )
-    if kind in (CALTECH, VOC) and not Path(root).is_dir():
-        raise UserError(f"there is no folder {root}; set data.root to the data set's folder")
+    if kind in (CALTECH, VOC):
+        check_root(root)
+        if not Path(root).is_dir():
+            raise UserError(f"there is no folder {root}; set data.root to the data set's folder")
     if kind == CALTECH:
         return _open_caltech(Path(root), draws or 10, train or 30, test or 50, seed)
     data = _open_voc(Path(root)) if kind == VOC else _open_other(kind, root, seed)

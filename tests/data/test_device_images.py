@@ -81,6 +81,8 @@ def test_an_image_of_an_absurd_shape_takes_no_memory(image_folder: Path) -> None
     images = DeviceImages(open_source("imagefolder", image_folder, "train"), 64, CPU, 0)
     with pytest.raises(UndecodableImageError, match=r"0\.jpg: 60000 x 1 pixels, over 256 times longer than wide"):
         images.image(0)
+    # At min side 64 it would have 3,840,000 x 64 pixels; the others have a few thousand each.
+    assert images.pixels.numel() < 10_000_000
 
 
 def test_an_image_whose_header_alone_is_damaged_is_left_out(

@@ -4,9 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from spp_cls import Backbone, UserError, build_net, register_backbone
+from spp_cls import Backbone, SPPNet, UserError, build_net, register_backbone
 from spp_cls.models.backbone import create_backbone
 from spp_cls.models.specs import SPECS
+from spp_cls.models.timm_backbone import TimmBackbone
 
 PAPER_NETS = ("zf5", "convnet5", "overfeat5", "overfeat7")
 
@@ -137,6 +138,34 @@ def test_a_registered_backbone_is_a_network_of_build_net() -> None:
     assert net.backbone.bias_lr_scale == 1
     with pytest.raises(UserError, match=r"choose among zf5.*test_chain"):
         build_net("no_chain")
+
+
+def test_a_registered_backbone_keeps_its_own_attributes() -> None:
+    @register_backbone("test_wide")
+    class Wide(Backbone):
+        name = property(lambda self: "my own")
+
+        def __init__(self, in_chans: int, width: float) -> None:
+            super().__init__()
+            self.width = int(64 * width)
+            self.conv = nn.Conv2d(in_chans, self.width, 3)
+
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return self.conv(images)[:, : self.width]
+
+    net = build_net("test_wide", "avg", width=0.5, num_classes=2)
+    assert (net.backbone.name, net.backbone.width, net.config.width) == ("my own", 32, 0.5)
+    assert SPPNet(net.backbone, net.pool, net.head).config.name == "test_wide"
+
+
+def test_a_registered_network_of_timm_has_its_geometry() -> None:
+    @register_backbone("test_timm")
+    class Mine(TimmBackbone):
+        def __init__(self, in_chans: int, width: float) -> None:
+            super().__init__("timm/resnet10t", in_chans)
+
+    net = build_net("test_timm", "avg", num_classes=2)
+    assert (net.config.name, net.backbone.map_size(224)) == ("test_timm", 7)
 
 
 def test_a_backbone_without_convolutions_names_its_first_layer() -> None:

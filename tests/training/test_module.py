@@ -104,12 +104,17 @@ def test_a_checkpoint_alone_rebuilds_the_net(shared_image_folder: Path, tmp_path
         ({"std": (57.6,) * 3}, r"the data module has std=\(57\.6, .*\), and the network \(1\.0, 1\.0, 1\.0\); give"),
         ({"crop": 56}, "the data module has crop=56, and the network 64; give the data module the crop of net.config"),
         ({"interpolation": "bicubic"}, "the data module has interpolation=bicubic, and the network bilinear; "),
+        ({"in_chans": 1, "mean": (1.0,)}, "the network has 1 input channels, and the data module makes RGB images; "),
         ({}, "the network has 4 classes, and .* has 3; build it with num_classes=3"),
     ],
 )
 def test_a_data_module_for_another_network(options: Any, message: str, shared_image_folder: Path) -> None:
-    data = ImageNetDataModule("imagefolder", str(shared_image_folder), 12, 0, **{"crop": 64, **options})
-    net = spp_cls.build_net("zf5", width=0.05, hidden=(4,), num_classes=3 if options else 4, input_size=64)
+    grey = options if "in_chans" in options else {}
+    data = ImageNetDataModule(
+        "imagefolder", str(shared_image_folder), 12, 0, **{"crop": 64, **({} if grey else options)}
+    )
+    classes = 3 if options else 4
+    net = spp_cls.build_net("zf5", width=0.05, hidden=(4,), num_classes=classes, input_size=64, **grey)
     trainer = pl.Trainer(max_epochs=1, accelerator="cpu", logger=False, enable_checkpointing=False,
                          use_distributed_sampler=False, enable_progress_bar=False)  # fmt: skip
     with pytest.raises(UserError, match=message):

@@ -263,7 +263,7 @@ def test_images_that_were_packed_smaller_have_features_of_their_own(folder: Path
         assert result.returncode == 0, result.stderr
     assert [row["stored_side"] for row in read(folder / "t.csv")] == ["", "32"]
     whole, small = sorted((folder / "features").iterdir(), key=lambda path: len(path.name))
-    assert small.name == whole.name.replace("mine-", "packed-stored-at-32-")
+    assert small.name == whole.name.replace("mine-", "packed-stored-at-32-quality-90-")
     assert (whole / "full-64-pool.npy").read_bytes() != (small / "full-64-pool.npy").read_bytes()
     message = error_of(tool(*RUN, *given[0], "layer=pool", f"features=features/{small.name}"))
     assert "has features of another storage (min side 32" in message

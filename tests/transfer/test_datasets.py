@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from spp_cls.cli.errors import UserError
+from spp_cls.data.checks import check_sources
+from spp_cls.data.sources.files import ImageFiles
 from spp_cls.transfer.datasets import draw_split, open_transfer_data
 from tests.conftest import write_image_folder
 from tests.transfer.data import write_caltech, write_voc
@@ -127,6 +129,20 @@ def open_without_val(root: Path, split: str) -> Parts:
 def test_parts_that_do_not_fit(kind: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         open_transfer_data(f"tests.transfer.test_datasets.{kind}", tmp_path)
+
+
+@pytest.mark.parametrize("kind", ["caltech101", "voc2007", "imagefolder"])
+def test_an_empty_folder_is_not_the_current_one(kind: str) -> None:
+    with pytest.raises(UserError, match=r"data\.root is empty; set it to the data set's folder"):
+        open_transfer_data(kind, "")
+
+
+def test_a_class_alone_or_none(tmp_path: Path) -> None:
+    choices: list[tuple[tuple[str, ...], str]] = [(("red",), "red"), ((), "none")]
+    for classes, named in choices:
+        source = ImageFiles(tmp_path, np.zeros(0, np.bytes_), np.zeros(0, np.int64), classes)
+        with pytest.raises(UserError, match=rf"has fewer than two classes \({named}\); set data\.root"):
+            check_sources(source, source, 1)
 
 
 def test_wrong_layouts(tmp_path: Path) -> None:

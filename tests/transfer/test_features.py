@@ -16,10 +16,11 @@ import spp_cls
 from spp_cls.cli.errors import UserError
 from spp_cls.data.loading.dataset import read_image
 from spp_cls.data.sources import ImageSource
+from spp_cls.data.sources.identity import Storage
 from spp_cls.data.transforms.crops import CENTRE, crop_at, resize, warp
 from spp_cls.transfer.datasets import open_transfer_data
 from spp_cls.transfer.features import extraction
-from spp_cls.transfer.features.extraction import create_store, extract_features
+from spp_cls.transfer.features.extraction import create_store, extract_features, open_store
 from spp_cls.transfer.features.layers import Feature, choose_features, compute_layers, list_layers
 from spp_cls.transfer.features.store import FeatureStore
 from tests.transfer.data import write_caltech
@@ -191,6 +192,8 @@ def test_features_of_other_networks_and_data_are_refused(
     with pytest.raises(UserError, match=r"mine has features of another network \(\w{12}, not \w{12}\); give another"):
         extract(build_net(seed=1), source, features, tmp_path / "mine")
     other = open_transfer_data("caltech101", write_caltech(tmp_path, images=5, classes=2), draws=1, train=2).source
+    with pytest.raises(UserError, match=r"another storage \(None, not min side 256, quality 80\)"):
+        open_store(net, source, tmp_path / "mine", storage=Storage(256, 80)).create({})
     with pytest.raises(UserError, match="has features of another data"):
         extract(net, other, features, tmp_path / "mine")
     (tmp_path / "taken").mkdir()

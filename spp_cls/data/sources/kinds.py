@@ -44,16 +44,22 @@ def open_source(kind: str, root: str | Path, split: Split) -> ImageSource:
     Raises:
         UserError: if there is no such kind, or the folder is missing or not laid out as its kind says.
     """
-    root = Path(root)
     if kind not in KINDS:
         if "." in kind:
-            return _open_own(kind, root, split)
+            return _open_own(kind, Path(root), split)
         raise UserError(
             f"there is no kind of data {kind}; choose {', '.join(KINDS)}, or the dotted path of a function of your own"
         )
-    if kind != "demo" and not is_folder(root):
+    check_root(root)
+    if kind != "demo" and not is_folder(Path(root)):
         raise UserError(f"there is no folder {root}; set data.root to the data set's folder")
-    return KINDS[kind](root, split)
+    return KINDS[kind](Path(root), split)
+
+
+def check_root(root: str | Path) -> None:
+    """Raise UserError if the folder of the data has no name, which would be the current folder."""
+    if root == "":
+        raise UserError("data.root is empty; set it to the data set's folder")
 
 
 def _open_own(path: str, root: Path, split: Split) -> ImageSource:

@@ -180,4 +180,6 @@ def _write_all(file: int, data: bytes, place: int) -> None:
 
 
 def _shorten(value: Any) -> str:
-    return str(value)[:12]
+    """Return the beginning of a digest, and other values whole."""
+    text = str(value)
+    return text[:12] if len(text) == 64 else text

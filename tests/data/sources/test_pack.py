@@ -261,6 +261,9 @@ class TestPack:
         for wrong, message in (
             (["data.root=x"], "out is not set"),
             (["out=x"], r"data\.root is not set; give it as data\.root=VALUE"),
+            (["out=x", "data.root="], r"data\.root is empty; set it to the data set's folder"),
+            (["verify", "data.root="], r"data\.root is empty; set it to the data set's folder"),
+            ([f"data.root={image_folder}", "out="], "out is empty; name the folder to write"),
             ([*arguments, "extra"], "extra is not key=value"),
             ([*arguments, "on_bad=never"], "on_bad is stop or skip, not 'never'"),
             ([*arguments, "quality=101"], "whole number from 1 to 100"),
