@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> None:
     for split, content in manifest["splits"].items():
         size = sum(file["bytes"] for file in content["files"])
         print(f"{split}: {content['images']:,} images, {size / 1e6:,.0f} MB, {len(content['bad'])} left out")
-    print(f"Train from it: python train.py data=packed data.root={options.out}")
+    print(f"Train from it: python train.py experiment=paper data=packed data.root={options.out}")
 
 
 def verify(root: Path) -> dict[str, int]:

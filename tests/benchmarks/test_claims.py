@@ -76,8 +76,8 @@ def test_verdicts(better: list[float], verdict: str, claims: ModuleType) -> None
     ("on_maps", "verdict"),
     [
         ([30.1, 31.0, 31.9], ["confirmed", "not resolved"]),  # the half width of top-5 is 0.025
-        ([32.5, 33.6, 34.5], ["refuted", "refuted"]),  # 0.25 of top-5
-        ([30.9, 31.8, 32.9], ["not resolved", "refuted"]),  # 0.087, with a half width of 0.014
+        ([32.5, 33.6, 34.5], ["refuted", "higher"]),  # 0.25 of top-5
+        ([30.9, 31.8, 32.9], ["not resolved", "higher"]),  # 0.087, with a half width of 0.014
         ([31.0, 30.0, 32.0], ["not resolved", "not resolved"]),
     ],
 )
