@@ -1,5 +1,9 @@
 """Whether the settings of a data module fit each other and the trainer, before any data is read."""
 
+from typing import Any
+
+import pytorch_lightning as pl
+
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.schema import has_type
 from spp_cls.data.sources.source import ImageSource, check_classes
@@ -72,6 +76,21 @@ def check_sources(train: ImageSource, val: ImageSource, world_size: int) -> None
         )
 
 
+def check_trainer(trainer: pl.Trainer) -> None:
+    """Check that a trainer leaves the images as the data module gives them.
+
+    Raises:
+        UserError: if it would make samplers of its own, or has weights of another type than the images.
+    """
+    connector: Any = trainer._accelerator_connector
+    if connector.use_distributed_sampler and connector.is_distributed:
+        raise UserError("the data module divides the images itself; give the Trainer use_distributed_sampler=False")
+    if trainer.overfit_batches:  # type: ignore[attr-defined]
+        raise UserError("overfit_batches makes samplers of its own; give the Trainer limit_train_batches instead")
+    if trainer.precision in ("bf16-true", "16-true"):
+        raise UserError(f"images are float32, which precision={trainer.precision} does not take; set bf16-mixed")
+
+
 def check_limit(split: str, limit: int | float | None, count: int, accumulated: int = 1) -> None:
     """Check that a trainer's share of the batches of an epoch is at least one, and fills its last step.
 
@@ -80,7 +99,7 @@ def check_limit(split: str, limit: int | float | None, count: int, accumulated: 
     Raises:
         UserError: if it is none, or leaves a step with fewer batches.
     """
-    if limit is None or not count:
+    if not limit or not count:
         return
     batches = int(limit * count) if isinstance(limit, float) else min(limit, count)
     if isinstance(limit, float) and batches < 1:

@@ -11,7 +11,7 @@ import pytorch_lightning as pl
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.keys import DataKeys
 from spp_cls.cli.schema import check_fields
-from spp_cls.data.checks import check_batch, check_limit, check_options, check_sources
+from spp_cls.data.checks import check_batch, check_limit, check_options, check_sources, check_trainer
 from spp_cls.data.loading.batch import Batch, finish_on_device, mix_batch
 from spp_cls.data.loading.dataset import CentreCrops, TrainingCrops, WholeImages
 from spp_cls.data.loading.device_images import CachedCrops, DeviceImages
@@ -32,7 +32,7 @@ from spp_cls.data.transforms.crops import compute_min_side
 from spp_cls.data.transforms.randomness import Purpose, create_generator
 from spp_cls.data.transforms.shapes import TrainingShapes
 from spp_cls.models.config import IMAGENET_MEAN, NetConfig, create_config
-from spp_cls.models.net import SPPNet
+from spp_cls.models.net import SPPNet, get_shape
 
 _log = logging.getLogger(__name__)
 
@@ -135,6 +135,9 @@ class ImageNetDataModule(pl.LightningDataModule):
             if stage == "fit":
                 # Sizes may need a number of epochs, which is then missed before the first step.
                 self.possible_shapes.choose(self.possible_shapes.largest[0], 0, self.trainer.max_epochs)
+                if isinstance(net, SPPNet):
+                    for size in self.possible_shapes.all:
+                        net.check_size(*get_shape(size))
         else:
             self.check_batch(1)
             check_sources(self.train_source, self.val_source, 1)
@@ -160,13 +163,19 @@ class ImageNetDataModule(pl.LightningDataModule):
                 f"the network has {config.num_classes} classes, and {self.root} has {len(self.class_names)}; build "
                 f"it with num_classes={len(self.class_names)}"
             )
+        if config.class_names not in (None, self.class_names):
+            raise UserError(
+                f"the network's classes have other names than those of {self.root}; call "
+                f"net.reset_classifier({len(self.class_names)}) for new ones"
+            )
 
     def check_trainer(self, trainer: pl.Trainer) -> None:
         """Check that the images fill a batch of a trainer, and that its shares of an epoch leave whole steps.
 
         Raises:
-            UserError: as check_batch, check_sources and check_limit do.
+            UserError: as check_batch, check_sources, check_limit and checks.check_trainer do.
         """
+        check_trainer(trainer)
         num_chunks = find_placement(trainer).num_chunks
         self.check_batch(num_chunks)
         check_sources(self.train_source, self.val_source, trainer.world_size)

@@ -32,7 +32,9 @@ def main(arguments: Sequence[str]) -> None:
     import_plugins(options.plugins)
     if len(names) != 1:
         raise UserError(f"name one checkpoint: {USAGE}")
-    out = options.out or Path(names[0]).parent / "export"
+    if options.out == "":
+        raise UserError("out is empty; name a folder, or leave out out")
+    out = Path(names[0]).parent / "export" if options.out is None else options.out
     if is_file(out):
         raise UserError(f"out={out} is a file; give a folder")
     print("\n".join(export_net(names[0], options.format, out)))

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -62,12 +62,19 @@ def export_net(checkpoint: str | Path, formats: Sequence[str], out: str | Path) 
     net = load_net(checkpoint)
     trials = list(make_trials(net))
     out = Path(out)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as unfinished:
-        lines = [_write_and_try(name, net, trials, Path(unfinished), out) for name in dict.fromkeys(formats)]
-        out.mkdir(exist_ok=True)
-        for file in sorted(Path(unfinished).iterdir()):
-            os.replace(file, out / file.name)
+    is_new = not out.exists()
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        # Inside, as `out` may be on another disk than the folder that it is in.
+        with tempfile.TemporaryDirectory(dir=out, prefix=".unfinished-") as unfinished:
+            lines = [_write_and_try(name, net, trials, Path(unfinished), out) for name in dict.fromkeys(formats)]
+            for file in sorted(Path(unfinished).iterdir()):
+                os.replace(file, out / file.name)
+    except BaseException:
+        if is_new:
+            with suppress(OSError):
+                out.rmdir()
+        raise
     sizes = ", ".join(" x ".join(map(str, trial.images.shape[-2:])) for trial in trials)
     return [*lines, f"Each was run beside the network at {sizes} pixels"]
 

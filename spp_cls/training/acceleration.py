@@ -106,7 +106,7 @@ def warm_up(
         for size in sizes:
             with train_context():
                 loss = F.cross_entropy(net(create_images(size)), labels)
-            torch.autograd.grad(loss, trained)
+            torch.autograd.grad(loss, trained, allow_unused=True)
         net.eval()
         with torch.no_grad(), validation_context():
             net(create_images(net.config.input_size))

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from spp_cls.cli.errors import UserError
@@ -81,6 +81,8 @@ def check_loss(loss: Loss, num_classes: int, device: torch.device, takes_shares:
     Raises:
         UserError: if it ends in an error, or does not return one number.
     """
+    if isinstance(loss, nn.Module):
+        loss.to(device)
     labels = torch.arange(2, device=device) % num_classes
     logits = torch.zeros(2, num_classes, device=device)
     for targets in (labels, F.one_hot(labels, num_classes).float()) if takes_shares else (labels,):

@@ -4,6 +4,7 @@ from typing import Any
 
 import pytorch_lightning as pl
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -19,6 +20,11 @@ from spp_cls.training.optimization import OptimizerFactory, create_optimizer
 
 _ERRORS_KEY = "validation_errors"
 _COUNTS_KEY = "train_counts"
+
+
+def is_part_of_run(trainer: pl.Trainer) -> bool:
+    """Return whether a validation belongs to a run: not Lightning's sanity check, nor trainer.validate."""
+    return trainer.state.fn == TrainerFn.FITTING and not trainer.sanity_checking
 
 
 class LitClassifier(pl.LightningModule):
@@ -60,6 +66,11 @@ class LitClassifier(pl.LightningModule):
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Return the optimizer over the network's parameter groups."""
         return create_optimizer(self.net, self._create_optimizer, self._backbone_lr_scale)
+
+    def setup(self, stage: str) -> None:
+        """Forget the errors of an earlier run of the same module; a checkpoint is restored after that."""
+        if stage == "fit" and self.trainer.current_epoch == 0:
+            self.validation_errors = []
 
     def on_fit_start(self) -> None:
         """Leave the buffers of each process to itself."""
@@ -103,8 +114,8 @@ class LitClassifier(pl.LightningModule):
         self.val_counts.update(self.net(batch.images), batch.labels)
 
     def on_validation_epoch_end(self) -> None:
-        """Keep the top-1 error of the epoch, over all processes."""
-        if not self.trainer.sanity_checking:
+        """Keep the top-1 error of a validation of the run, over all processes."""
+        if is_part_of_run(self.trainer):
             self.validation_errors.append(self.val_counts.compute()["top1_error"])
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

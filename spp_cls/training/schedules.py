@@ -1,6 +1,7 @@
 """The learning rate as a pure function of a run's progress and of the validation errors so far.
 
-A run that is stopped and resumed, at any step, has the same rates as one that was never stopped.
+A run that is stopped and resumed, at any step, has the same rates as one that was never stopped. With one exception:
+of a checkpoint that Lightning's own ModelCheckpoint saved at the last step of an epoch, Lightning skips the validation.
 """
 
 import math
@@ -218,7 +219,7 @@ class LearningRate(Callback):
         assert isinstance(pl_module, LitClassifier)
         epoch = trainer.current_epoch
         done = batch_idx - batch_idx % trainer.accumulate_grad_batches
-        errors = tuple(pl_module.validation_errors[:epoch])
+        errors = tuple(pl_module.validation_errors)
         progress = Progress(epoch + done / trainer.num_training_batches, trainer.max_epochs or -1, errors)
         scale_rates(trainer.optimizers[0], self._compute_factor(progress))
 

@@ -237,7 +237,7 @@ def test_fewer_validation_images_than_processes(shared_image_folder: Path) -> No
     trainers = [
         pl.Trainer(
             accelerator="cpu", devices=devices, strategy="ddp", logger=False, enable_checkpointing=False,
-            enable_progress_bar=False, enable_model_summary=False,
+            enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
         )
         for devices in (9, 12)
     ]  # fmt: skip

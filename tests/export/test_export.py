@@ -1,6 +1,7 @@
 """Exports: equal to the network, readable without this package, and refused when they are not."""
 
 import contextlib
+import errno
 import json
 import os
 import pickle
@@ -215,6 +216,24 @@ def test_an_export_that_is_not_the_network_leaves_no_file(tmp_path: Path, tool: 
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.usefixtures("_few_sizes")
+def test_files_move_within_their_folder_which_may_be_another_disk(tmp_path: Path, tool: Tool, monkeypatch: Any) -> None:
+    write_checkpoint(tmp_path / "best.ckpt")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to("disk")
+    right = os.replace
+
+    def replace(file: Path, place: Path) -> None:
+        if (tmp_path / "disk") not in Path(file).resolve().parents:
+            raise OSError(errno.EXDEV, "Invalid cross-device link")
+        right(file, place)
+
+    monkeypatch.setattr(os, "replace", replace)
+    result = tool("spp_cls.export", "best.ckpt", "format=safetensors", "out=out")
+    assert result.returncode == 0, result.stderr
+    assert {path.name for path in (tmp_path / "disk").iterdir()} == {"config.json", "model.safetensors"}
+
+
 @pytest.mark.parametrize(
     ("logits", "found", "refused"),
     [
@@ -249,6 +268,7 @@ def test_the_largest_difference(logits: list[float], found: list[float], refused
         (["best.ckpt", "format=[]"], "not empty"),
         (["best.ckpt", "formt=onnx"], "there is no key formt; did you mean format?"),
         (["best.ckpt", "format=torch", "out=best.ckpt/x"], "cannot use best.ckpt"),
+        (["best.ckpt", "format=torch", "out="], "out is empty; name a folder, or leave out out"),
     ],
 )
 def test_mistakes(arguments: list[str], message: str, tmp_path: Path, tool: Tool) -> None:

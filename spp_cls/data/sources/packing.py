@@ -201,7 +201,7 @@ def _read_row(source: PackSource, settings: PackSettings, index: int) -> Row | d
     if len(data) > MOST_BYTES:
         reason = f"{source.location(index)} has {len(data):,} bytes, over the {MOST_BYTES:,} of a packed image"
         return {"name": name, "reason": f"{reason}; encode it smaller, or all images with min_side="}
-    return Row(data, int(source.labels[index]), name, pixels.shape[1], pixels.shape[0])
+    return Row(bytes(data), int(source.labels[index]), name, pixels.shape[1], pixels.shape[0])
 
 
 def _map_in_order(

@@ -24,7 +24,7 @@ from spp_cls.cli.collectives import all_reduce
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.files import replace_atomically
 from spp_cls.training.logging import is_logged
-from spp_cls.training.module import LitClassifier
+from spp_cls.training.module import LitClassifier, is_part_of_run
 from spp_cls.training.norms import average_buffers
 from spp_cls.training.run.folder import RunFolder
 from spp_cls.training.run.stop_signals import Preemption
@@ -93,6 +93,7 @@ class Checkpointing(Checkpoint):
         self._step = self._first_step = trainer.global_step
         self._saved_step = self._step or None
         self._saved_at = time.monotonic()
+        self._validations = len(cast(LitClassifier, pl_module).validation_errors)
         self._is_finite = torch.ones((), dtype=torch.bool, device=pl_module.device)
         self._finite_batches = torch.zeros((), dtype=torch.int64, device=pl_module.device)
 
@@ -120,19 +121,24 @@ class Checkpointing(Checkpoint):
 
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the trained epoch, so that stopping during validation costs no training."""
+        if not is_part_of_run(trainer):
+            return
         self._save(trainer, pl_module)
         if stop := self._agree()[0]:
             self._exit(trainer, stop)
 
     def on_validation_batch_end(self, trainer: pl.Trainer, *_: Any) -> None:
         """Stop at once, as all is saved; several processes, which may have other numbers of batches, agree later."""
-        if self._preemption.received and trainer.world_size == 1:
+        if self._preemption.received and trainer.world_size == 1 and is_part_of_run(trainer):
             self._exit(trainer, self._preemption.received)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Save the epoch with its validation error."""
         errors = cast(LitClassifier, pl_module).validation_errors
-        if errors and errors[-1] < min(errors[:-1], default=float("inf")):
+        # An epoch may have had no validation.
+        is_validated = len(errors) > self._validations
+        self._validations = len(errors)
+        if is_validated and errors[-1] < min(errors[:-1], default=float("inf")):
             self._save(trainer, pl_module, best=True)
         self._save(trainer, pl_module)
         if stop := self._agree()[0]:

@@ -115,6 +115,11 @@ class TestPack:
                 assert packed.name(i) == files.name(i)
                 assert packed.size(i) == files.size(i)
         assert verify(tmp_path / "out") == {"train": 24, "val": 9}
+        # Packed data can be packed again: what is read of it are arrays.
+        again = {split: open_source("packed", tmp_path / "out", split) for split in ("train", "val")}
+        pack(again, tmp_path / "again", PackSettings(), 2, "stop")
+        copy = open_source("packed", tmp_path / "again", "train")
+        assert all(bytes(copy.read(i)) == bytes(again["train"].read(i)) for i in range(24))
 
     def test_the_fast_decoder_takes_the_mapped_bytes(
         self, image_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
