@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from pytorch_lightning.trainer.states import TrainerFn
 
 from spp_cls.models.checkpoint import load_checkpoint
 from spp_cls.training.run import checkpointing
@@ -179,7 +180,10 @@ def test_a_job_that_slurm_submits_again_goes_on(
 def test_a_signal_in_validation_stops_one_process_at_once_and_several_later(tmp_path: Path) -> None:
     saving = Checkpointing(RunFolder(tmp_path))
     saving._preemption.received = signal.SIGTERM
-    trainer: Any = SimpleNamespace(world_size=2, is_global_zero=True, global_step=5, current_epoch=0)
+    trainer: Any = SimpleNamespace(
+        world_size=2, is_global_zero=True, global_step=5, current_epoch=0, sanity_checking=False,
+        state=SimpleNamespace(fn=TrainerFn.FITTING),
+    )  # fmt: skip
     saving.on_validation_batch_end(trainer)
     trainer.world_size = 1
     with pytest.raises(SystemExit, match=str(128 + signal.SIGTERM)):
