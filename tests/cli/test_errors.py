@@ -146,9 +146,11 @@ def test_an_interrupt_is_none(tmp_path: Path) -> None:
 def test_a_command_that_is_interrupted_or_not_read_ends_quietly(
     number: int | None, program: str, status: int, line: str
 ) -> None:
-    program = f"from spp_cls.cli.arguments import run_tool\ndef main(arguments):\n    {program}\nrun_tool(main, [])"
+    # A shell lets what it starts in the background ignore Ctrl-C, and so do the tests of such a run.
+    heed = "import signal\nsignal.signal(signal.SIGINT, signal.default_int_handler)\n"
+    command = f"from spp_cls.cli.arguments import run_tool\ndef main(arguments):\n    {program}\nrun_tool(main, [])"
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    with subprocess.Popen([sys.executable, "-c", program], **pipes, text=True) as process:
+    with subprocess.Popen([sys.executable, "-c", heed + command], **pipes, text=True) as process:
         assert process.stdin
         assert process.stdout
         assert process.stderr
