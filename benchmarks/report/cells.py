@@ -30,7 +30,7 @@ def build_cells_table(rows: Sequence[TextRow], paper: Sequence[TextRow], title: 
         cell = row["net"], row["pooling"], row["sizes"]
         if cell in by_cell:
             raise UserError(
-                f"{' '.join(cell)} was tested on several data sets or in several precisions; leave out the rows of one"
+                f"{' '.join(cell)} has results that differ in more than their seed; leave out the rows of all but one"
             )
         by_cell[cell] = members
     cells = []

@@ -68,9 +68,11 @@ def main(arguments: Sequence[str]) -> None:
         print(", ".join(f"{split}: {count:,} images as packed" for split, count in counts.items()))
         return
     options = parse_keys(PackOptions, _convert_flag(arguments), _USAGE, _EXAMPLE)
-    check_root(options.root)
     if not options.out:
         raise UserError("out is empty; name the folder to write")
+    if options.data == "parquet":
+        # The others are opened by open_source, which looks itself.
+        check_root(options.root)
     torch.set_num_threads(1)  # each thread of the pool works on an image of its own
     sources: Mapping[str, PackSource] = (
         open_parquet(Path(options.root))

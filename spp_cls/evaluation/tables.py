@@ -89,18 +89,19 @@ def build_paper_tables(paper: Sequence[dict[str, str]], ours: Sequence[dict[str,
 
     Ours is the mean and standard deviation over seeds.
     """
+    groups = list(group_by_seed(ours).values())
     return [
-        (title, HEADER, [_compare(row, find_results(row, ours)) for row in paper if row["table"] == number])
+        (title, HEADER, [_compare(row, find_results(row, groups)) for row in paper if row["table"] == number])
         for number, title in TITLES.items()
     ]
 
 
-def find_results(paper_row: TextRow, ours: Sequence[TextRow]) -> Mapping[str, TextRow]:
-    """Return by seed our results that measure what a row of the paper does.
+def find_results(paper_row: TextRow, groups: Sequence[Mapping[str, TextRow]]) -> Mapping[str, TextRow]:
+    """Return of groups of our results, each by seed, the one that measures what a row of the paper does, or none.
 
-    Of groups that differ in more than their seed, such as their precision, it is the last.
+    Of several, which differ in more than their seed, such as their precision, it is the last.
     """
-    same = [members for members in group_by_seed(ours).values() if _measures(_get_first(members), paper_row)]
+    same = [members for members in groups if _measures(_get_first(members), paper_row)]
     return same[-1] if same else {}
 
 
@@ -160,8 +161,9 @@ def build_measured_table(paper: Sequence[TextRow], ours: Sequence[TextRow]) -> T
 
 def _group_others(paper: Sequence[TextRow], ours: Sequence[TextRow]) -> list[tuple[TextRow, Mapping[str, TextRow]]]:
     """Return for each result that stands beside no row of the paper one of its rows, and the rows by seed."""
-    beside = [find_results(row, ours) for row in paper]
-    return [(_get_first(members), members) for members in group_by_seed(ours).values() if members not in beside]
+    groups = list(group_by_seed(ours).values())
+    beside = [find_results(row, groups) for row in paper]
+    return [(_get_first(members), members) for members in groups if members not in beside]
 
 
 def name_data(row: TextRow) -> str:
@@ -181,13 +183,14 @@ def draw_chart(paper: Sequence[dict[str, str]], ours: Sequence[dict[str, str]], 
         raise UserError("drawing a chart needs matplotlib; install it with: pip install matplotlib") from error
     compared = [row for row in paper if row["net"] and row["top1_error"]][::-1]
     others = _group_others(paper, ours)[::-1]
+    groups = list(group_by_seed(ours).values())
     figure = Figure(figsize=(14, max(4, 0.25 * max(len(compared), len(others)))), layout="constrained")
     left, right = figure.subplots(1, 2)
     # Points: an axis from zero, which bars need, hides differences of a point.
     heights = range(len(compared))
     left.plot([float(row["top1_error"]) for row in compared], heights, "o", color="C0", mfc="none", label="paper")
     if found := [
-        (y, summarise(results, "top1_error")) for y in heights if (results := find_results(compared[y], ours))
+        (y, summarise(results, "top1_error")) for y in heights if (results := find_results(compared[y], groups))
     ]:
         left.errorbar([each.mean for _, each in found], [y for y, _ in found],
                       xerr=[each.deviation or 0 for _, each in found], fmt="o", color="C1", capsize=2,

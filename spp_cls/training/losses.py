@@ -82,6 +82,7 @@ def check_loss(loss: Loss, num_classes: int, device: torch.device, takes_shares:
         UserError: if it ends in an error, or does not return one number.
     """
     if isinstance(loss, nn.Module):
+        # Where LitClassifier takes it for the run.
         loss.to(device)
     labels = torch.arange(2, device=device) % num_classes
     logits = torch.zeros(2, num_classes, device=device)
