@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +15,12 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from report.mini import read_imagenette
 
-from spp_cls.cli.errors import end_in_one_line
+from spp_cls.cli.arguments import NoOptions, parse_keys, run_tool
 from spp_cls.evaluation.seeds import compute_spread, select_single
+
+_USAGE = """python benchmarks/charts.py
+
+Draws the charts in docs/images from results/."""
 
 REPOSITORY = Path(__file__).parent.parent
 RESULTS, IMAGES = REPOSITORY / "results", REPOSITORY / "docs/images"
@@ -154,8 +159,9 @@ def identify_sources(name: str) -> str:
     return hashlib.sha256(b"".join((RESULTS / file).read_bytes() for file in SOURCES[name])).hexdigest()
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Draw the charts whose results there are."""
+    parse_keys(NoOptions, arguments, _USAGE, "python benchmarks/charts.py")
     charts: dict[str, Callable[[], Figure]] = {"speed": lambda: draw_speed(RESULTS)}
     if errors := select_single(read_imagenette(RESULTS)):
         charts["errors"] = lambda: draw_errors(errors)
@@ -170,4 +176,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    end_in_one_line(main)
+    run_tool(main, sys.argv[1:])

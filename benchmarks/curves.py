@@ -8,8 +8,8 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from spp_cls.cli.arguments import parse_keys
-from spp_cls.cli.errors import UserError, end_in_one_line
+from spp_cls.cli.arguments import parse_keys, run_tool
+from spp_cls.cli.errors import UserError
 from spp_cls.cli.files import replace_atomically
 from spp_cls.cli.schema import key
 
@@ -63,4 +63,4 @@ def main(arguments: Sequence[str]) -> None:
 
 
 if __name__ == "__main__":
-    end_in_one_line(lambda: main(sys.argv[1:]))
+    run_tool(main, sys.argv[1:])

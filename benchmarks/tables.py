@@ -1,5 +1,6 @@
 """The tables of the documents, made from results/ and the networks: python benchmarks/tables.py."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from report.speed import (
 )
 
 from spp_cls import UserError, build_net
-from spp_cls.cli.errors import end_in_one_line
+from spp_cls.cli.arguments import NoOptions, parse_keys, run_tool
 from spp_cls.cli.files import replace_atomically
 from spp_cls.cli.terminal import Table, format_as
 from spp_cls.evaluation.rows import read_csv
@@ -34,6 +35,10 @@ from spp_cls.models.specs import PRESETS, SPECS
 from spp_cls.transfer.claims import build_claims_tables
 from spp_cls.transfer.tables import build_measured_tables, read_transfer_results
 from spp_cls.transfer.tables import build_paper_tables as build_paper_transfer_tables
+
+_USAGE = """python benchmarks/tables.py
+
+Writes the tables of results/ and of the networks into the documents."""
 
 REPOSITORY = Path(__file__).parent.parent
 DOCUMENTS = tuple(
@@ -107,8 +112,9 @@ def fill_tables(text: str, tables: Mapping[str, Sequence[Table]]) -> str:
     return text
 
 
-def main() -> None:
+def main(arguments: Sequence[str]) -> None:
     """Write the tables into the documents."""
+    parse_keys(NoOptions, arguments, _USAGE, "python benchmarks/tables.py")
     tables = build_tables(REPOSITORY / "results")
     for path in DOCUMENTS:
         text = fill_tables(path.read_text(), tables)
@@ -117,4 +123,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    end_in_one_line(main)
+    run_tool(main, sys.argv[1:])

@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from train_step import RATIOS, divide_seconds
+
 from spp_cls.cli.terminal import Table
 
 
@@ -54,7 +56,8 @@ def build_transfer_tables(folder: str | Path) -> list[Table]:
         return []
     sharing, sides = found["sharing"], " ".join(map(str, found["sides"]))
     ratios = [f"{sharing[key]:.2f}" for key in ("ratio", "ratio_of_multiply_adds")]
-    title = f"A pass for each layer, view and side against one pass for all, ZF-5, sides {sides} ({describe(found)})"
+    net = f"ZF-5 at width {found['width']:g}"
+    title = f"A pass for each layer, view and side against one pass for all, {net}, sides {sides} ({describe(found)})"
     header = ("features", "images", "each / one pass, time", "each / one pass, multiply-adds")
     memory = [[f"{int(images):,} images", f"{size:,}"] for images, size in found["mib"].items()]
     return [
@@ -68,24 +71,15 @@ def build_training_tables(folder: str | Path) -> list[Table]:
     found = read_json(folder, "train_step")
     if not found:
         return []
-    header = (
-        "net", "size", "batch", "precision", "plain / ours", "plain / ours compiled", "ceiling / ours",
-        "ceiling compiled / ours", "float32 / bf16, ours",
-    )  # fmt: skip
+    ratios = [f"{one} / {other}" for one, other in RATIOS]
+    header = ("net", "size", "batch", "precision", *ratios, "float32 / bf16, ours")
     steps = {(s["net"], s["size"], s["batch"], s["precision"]): s["seconds"] for s in found["steps"]}
     rows = []
     for (net, size, batch, precision), seconds in steps.items():
         exact = steps.get((net, size, batch, "32-true"))
         is_comparable = exact and precision != "32-true" and "ours" in exact and "ours" in seconds
         of_precision = f"{exact['ours'] / seconds['ours']:.2f}" if exact and is_comparable else ""
-        ratios = (
-            ("plain", "ours"), ("plain", "ours compiled"), ("ceiling", "ours"), ("ceiling compiled", "ours"),
-        )  # fmt: skip
-        cells = [
-            f"{seconds[one] / seconds[other]:.2f}" if one in seconds and other in seconds else ""
-            for one, other in ratios
-        ]
-        rows.append([net, str(size), str(batch), precision, *cells, of_precision])
+        rows.append([net, str(size), str(batch), precision, *divide_seconds(seconds), of_precision])
     return [(f"Time of a training step ({describe(found)})", header, rows)]
 
 

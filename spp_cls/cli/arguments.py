@@ -3,8 +3,8 @@
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import fields, is_dataclass
-from typing import Any, TypeVar, get_origin, get_type_hints
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar, get_origin
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -15,6 +15,12 @@ from spp_cls.cli.schema import check_fields, describe_field, describe_type, get_
 from spp_cls.cli.terminal import format_table
 
 Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class NoOptions:
+    """The keys of a command that has none of its own."""
+
 
 # The key of every command, which run_tool takes out of the arguments.
 _DEBUG = "debug"
@@ -42,8 +48,8 @@ def parse_arguments(
 ) -> tuple[list[str], Options]:
     """Split the arguments of a command into names of files, and key=value of the dataclass `schema`.
 
-    --help prints `usage`, the keys with their defaults, and `example`, and ends the command. A key with a dot, such as
-    data.root, is a field of a nested dataclass; a field without a default must be given.
+    --help prints `usage`, the keys with their defaults, and `example`, and ends the command. `key(name=...)` names the
+    key of a field, such as data.root. A field without a default must be given.
 
     Raises:
         UserError: if a key is unknown, missing, or has a value of another type or range.
@@ -63,7 +69,7 @@ def parse_arguments(
         if name not in known:
             raise UserError(f"there is no key {name}; {suggest(name, known)}")
         values[name] = _read_value(argument, known[name])
-    options = _build(schema, values, "")
+    options = _build(schema, values)
     check_fields(options)
     return names, options
 
@@ -97,14 +103,11 @@ def _read_value(argument: str, hint: Any) -> Any:
     return [value] if takes_list and not isinstance(value, list) else value
 
 
-def _build(schema: Any, given: dict[str, Any], prefix: str) -> Any:
-    hints = get_type_hints(schema)
+def _build(schema: Any, given: dict[str, Any]) -> Any:
     values: dict[str, Any] = {}
     for each in fields(schema):
-        name = f"{prefix}{get_key(each)}"
-        if is_dataclass(hints[each.name]):
-            values[each.name] = _build(hints[each.name], given, f"{name}.")
-        elif name in given:
+        name = get_key(each)
+        if name in given:
             values[each.name] = tuple(given[name]) if isinstance(given[name], list) else given[name]
         elif each.default == MISSING:
             raise UserError(f"{name} is not set; give it as {name}=VALUE")

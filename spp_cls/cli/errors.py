@@ -209,7 +209,7 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 def shorten(reason: object, length: int = 160) -> str:
     """Return the first line of a reason, such as an exception's, without what is too long for a message."""
-    text = next(iter(str(reason).strip().splitlines()), "") or type(reason).__name__
+    text = next(iter(str(reason).strip().splitlines()), "").rstrip(".") or type(reason).__name__
     return text if len(text) <= length else f"{text[: length - 3]}..."
 
 

@@ -128,7 +128,12 @@ class ResultsTable(Callback):
             writer = csv.DictWriter(file, list(dict.fromkeys(key for row in rows for key in row)))
             writer.writeheader()
             writer.writerows(rows)
-        columns = {"run_folder": "run", "top1_error": "lowest top-1 error %", "epoch": "epoch", "error": "error"}
+        columns = {
+            "run_folder": "run",
+            "top1_error": "lowest top-1 error %",
+            "epochs": "after epochs",
+            "error": "error",
+        }
         shown = [key for key in columns if any(key in row for row in rows)]
         print(format_table([columns[key] for key in shown], [[row.get(key, "") for key in shown] for row in rows]))
         print(f"The same as CSV: {folder / 'results.csv'}")

@@ -47,14 +47,14 @@ class RowFile:
         Raises:
             UserError: if the file has other columns or is damaged, or cannot be written.
         """
-        path = Path(path)
         with explain_write_errors(path, "out"):
+            path = _follow_links(path)
             if path.exists():
                 check_regular(path)
             path.parent.mkdir(parents=True, exist_ok=True)
             with _open_alone(path) as file:
                 written = self._read(file, path)
-                with replace_atomically(path.resolve()) as unfinished, unfinished.open("w", **_ENCODING) as new:
+                with replace_atomically(path) as unfinished, unfinished.open("w", **_ENCODING) as new:
                     writer = csv.DictWriter(new, self.columns)
                     writer.writeheader()
                     writer.writerows([*written, *map(asdict, rows)])
@@ -65,14 +65,14 @@ class RowFile:
         Raises:
             UserError: as append does.
         """
-        path = Path(path)
         with explain_write_errors(path, "out"):
+            path = _follow_links(path)
             if path.exists():
                 check_regular(path)
                 with path.open("a+", **_ENCODING) as file:
                     file.seek(0)
                     self._read(file, path)
-            _check_folder(path.resolve())
+            _check_folder(path)
 
     def read(self, path: str | Path) -> list[dict[str, str]]:
         """Read the rows of a file that `append` wrote, as text; no file, or an empty one, means no rows.
@@ -114,6 +114,18 @@ class RowFile:
                 reason = wrong[0] if wrong else "too many cells"
                 raise UserError(f"result {number} of {path} is damaged ({reason}); remove that line")
         return [dict.fromkeys(self.new_columns, "") | row for row in rows]
+
+
+def _follow_links(path: str | Path) -> Path:
+    """Return the file that a path leads to, so that a new one takes its place and not that of a link.
+
+    Raises:
+        OSError: if links lead in a circle.
+    """
+    found = Path(os.path.realpath(path))
+    if found.is_symlink():
+        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
+    return found
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from spp_cls.cli.errors import UserError
+from spp_cls.cli.errors import UserError, shorten
 from spp_cls.data.loading.batch import normalize
 from spp_cls.models.net import SPPNet
 
@@ -40,9 +40,9 @@ def find_largest_difference(run: Run, trials: Sequence[Trial], name: str) -> flo
             with torch.inference_mode():
                 difference = float((run(images) - logits).abs().max())
         except RuntimeError as error:
-            reason = str(error).strip().splitlines()[0]
             raise UserError(
-                f"the {name} export refuses {size} pixels, which the network takes ({reason}); no file was written"
+                f"the {name} export refuses {size} pixels, which the network takes ({shorten(error)}); "
+                "no file was written"
             ) from error
         limit = TOLERANCE * min(1.0, float(logits.abs().max()))
         # Not "over the limit", which not-a-number never is.

@@ -8,7 +8,7 @@ from urllib.request import Request, urlopen
 import timm
 from huggingface_hub import constants
 
-from spp_cls.cli.errors import UserError
+from spp_cls.cli.errors import UserError, shorten
 
 PREFIX = "timm/"
 
@@ -70,7 +70,7 @@ def load_model(name: str, in_chans: int) -> Any:
     try:
         return create_model(name, in_chans, pretrained=True)
     except Exception as error:  # timm, the Hub's client and its transport each have their own
-        why = get_first_line(error) if is_connected else f"{constants.ENDPOINT} cannot be reached"
+        why = shorten(error) if is_connected else f"{constants.ENDPOINT} cannot be reached"
         raise UserError(
             f"the weights of {name} cannot be loaded ({why}); connect once, name a tag that has weights, or set "
             "model.pretrained=false"
@@ -87,8 +87,3 @@ def _is_hub_reachable() -> bool:
     except OSError:
         return False
     return True
-
-
-def get_first_line(error: Exception) -> str:
-    """Return the first line of what an error says, or its name."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,4 +1,4 @@
-"""What makes training steps fast without changing what they compute."""
+"""What makes training steps fast: compilation, TensorFloat-32, and memory that is kept between steps."""
 
 import ctypes
 import logging
@@ -13,7 +13,7 @@ from torch._dynamo.exc import TorchDynamoException
 from torch._inductor.exc import CppCompileError, InvalidCxxCompiler
 from torch.nn import functional as F
 
-from spp_cls.cli.errors import UserError
+from spp_cls.cli.errors import UserError, shorten
 from spp_cls.models.net import ImageSize, SPPNet, get_shape
 
 _log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Compilation(Callback):
             warm_up(net, self.sizes, data.batch_size_of_step, plugin.train_step_context, plugin.val_step_context)
         except _COMPILER_ERRORS as error:
             # The compiler's own message is inside Dynamo's.
-            reason = str(getattr(error, "inner_exception", error)).strip().splitlines()[0]
+            reason = shorten(getattr(error, "inner_exception", error))
             if self.compile is True:
                 raise UserError(f"the network cannot be compiled here ({reason}); set compile=false") from error
             _log.warning("the network is not compiled, because no compiler works here: %s", reason)

@@ -85,8 +85,8 @@ def _create_small_optimizer(factory: OptimizerFactory, device: torch.device) -> 
     return _call_factory(factory, groups)
 
 
-def _make_steps(factory: OptimizerFactory, device: torch.device) -> None:
-    """Make two steps as Lightning does, which gives the loss and its gradients by a closure."""
+def _make_steps(factory: OptimizerFactory, device: torch.device, gives_closure: bool) -> None:
+    """Make two steps as Lightning does, which gives the loss and its gradients by a closure, or before the step."""
     optimizer = _create_small_optimizer(factory, device)
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
@@ -98,7 +98,11 @@ def _make_steps(factory: OptimizerFactory, device: torch.device) -> None:
         return loss
 
     for _ in range(2):
-        optimizer.step(closure=compute_loss)
+        if gives_closure:
+            optimizer.step(closure=compute_loss)
+        else:
+            compute_loss()
+            optimizer.step()
 
 
 def create_optimizer(net: SPPNet, factory: OptimizerFactory | None = None, backbone_lr_scale: float = 1.0) -> Optimizer:
@@ -134,8 +138,12 @@ def check_optimizer(net: SPPNet, factory: OptimizerFactory | None, trainer: pl.T
             step unscales itself.
     """
     optimizer = create_optimizer(net, factory)
-    try_out(partial(_make_steps, factory or PAPER_SGD, trainer.strategy.root_device), "optimizer")
-    mixed = isinstance(trainer.precision_plugin, pl.plugins.MixedPrecision)
+    plugin = trainer.precision_plugin
+    mixed = isinstance(plugin, pl.plugins.MixedPrecision)
+    # A scaler of gradients looks at them before the step.
+    gives_closure = getattr(plugin, "scaler", None) is None
+    device = trainer.strategy.root_device
+    try_out(partial(_make_steps, factory or PAPER_SGD, device, gives_closure), "optimizer")
     if mixed and trainer.gradient_clip_val and getattr(optimizer, "_step_supports_amp_scaling", False):
         raise UserError(
             f"a fused optimizer cannot clip gradients at trainer.precision={trainer.precision}; set "

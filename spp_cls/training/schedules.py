@@ -1,7 +1,8 @@
 """The learning rate as a pure function of a run's progress and of the validation errors so far.
 
 A run that is stopped and resumed, at any step, has the same rates as one that was never stopped. With one exception:
-of a checkpoint that Lightning's own ModelCheckpoint saved at the last step of an epoch, Lightning skips the validation.
+of a checkpoint that Lightning's own ModelCheckpoint saved at a step that a validation follows, Lightning skips that
+validation.
 """
 
 import math

@@ -68,7 +68,7 @@ def test_the_same_results_give_the_same_files(
     files = []
     for name in ("once", "again"):
         monkeypatch.setattr(charts, "IMAGES", tmp_path / name)
-        charts.main()
+        charts.main([])
         files.append({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()})
     assert files[0] == files[1]
     assert {"speed.svg", "errors.svg", "curves.svg"} == set(files[0])

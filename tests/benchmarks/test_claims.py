@@ -100,7 +100,9 @@ def test_runs_are_paired_by_seed_network_and_training(claims: ModuleType) -> Non
         + rows("spp", "single", "full1", [47.0, 20.0], net="overfeat7")
     )
     (claim,) = [each for each in claims.CLAIMS if each.words.startswith("The whole image")]
-    assert claims.find_differences(claim, found) == [("zf5", "0", -1.0), ("overfeat7", "0", -3.0)]
+    assert [(each.net, each.seed, each.value) for each in claims.find_differences(claim, found)] == [
+        ("zf5", "0", -1.0), ("overfeat7", "0", -3.0),
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("other", [{"precision": "bf16-mixed"}, {"data_digest": "e"}, {"stored_side": "128"}])
@@ -111,7 +113,7 @@ def test_tests_of_other_kinds_are_no_pairs(other: dict[str, str], claims: Module
         + rows("spp", "single", "crop1", [90.0, 90.0], **other)
     )
     (claim,) = [each for each in claims.CLAIMS if each.words.startswith("The whole image")]
-    assert claims.find_differences(claim, found) == [("zf5", "0", -1.0), ("zf5", "1", -1.5)]
+    assert [(each.seed, each.value) for each in claims.find_differences(claim, found)] == [("0", -1.0), ("1", -1.5)]
 
 
 def test_trainings_of_one_seed_count_as_one(claims: ModuleType) -> None:
@@ -124,6 +126,11 @@ def test_trainings_of_one_seed_count_as_one(claims: ModuleType) -> None:
     _, _, (line,) = claims.build_claims_table(found, "title")
     # The means of the three seeds: -1.5, -3.5 and -5.5. -3.5 +- 4.3027 * 2 / sqrt(3).
     assert line[1:] == ["zf5", "3", "-3.50 [-8.47, +1.47]", "not resolved"]
+    # A fourth seed of one training alone.
+    given = {"seed": "3", "top1_error": "40.0"}
+    found += [{**row, **given} for row in found[:1]] + [{**row, **given, "protocol": "full1"} for row in found[:1]]
+    _, _, (again,) = claims.build_claims_table(found, "title")
+    assert again == line
 
 
 def test_several_networks_have_a_line_each_and_their_mean(claims: ModuleType) -> None:
@@ -182,10 +189,10 @@ def test_the_summary_has_a_column_for_each_data_set(claims: ModuleType) -> None:
         for row in rows("spp", "single", "crop1", [40.0, 40.0, 40.0], net=net)
         + rows("spp", "single", "full1", [39.0, 41.0, 40.0][:number], net=net)
     ]
-    second += rows("spp", "single", "map96", [30.0, 31.0]) + rows("spp", "single", "map10", [31.0, 30.0])
-    second += rows("avg", "single", "crop10", [20.0]) + rows("spp", "single", "crop10", [20.0])
+    second += rows("spp", "single", "map98", [30.0, 31.0]) + rows("spp", "single", "crop10", [31.0, 30.0])
+    second += rows("avg", "single", "crop10", [20.0])
     _, header, lines = claims.build_summary_table({"A": first, "B": second}, "title")
-    assert header[1:] == ("A: 1 network, 3 seeds", "B: 2 networks, 1 to 3 seeds")
+    assert header[1:] == ("A: 1 network, 3 seeds", "B: 2 networks, 2 to 3 seeds")
     # Three differences, -1, -1.1 and -1.1: a half width of 4.303 x 0.0577 / sqrt(3) by Student's t. Five of two
     # networks: squares of 2 and three degrees, 3.182 x sqrt(2 / 3 x (1/2 + 1/3)) / 2.
     assert [line[1:] for line in lines] == [

@@ -56,6 +56,12 @@ class Inner:
 @dataclass(frozen=True)
 class Outer:
     data: Inner = field(default_factory=Inner)
+
+
+@dataclass(frozen=True)
+class Keys:
+    root: str = key(name="data.root", help="A folder.")
+    count: int = key(3, name="data.count", least=1, most=5, help="How many.")
     rate: float = key(0.5, above=0, below=1, help="A rate.")
     sides: tuple[int, ...] = key((1, 2), least=1, help="Sides.")
     form: Literal["table", "json"] = key("table", help="What is printed.")
@@ -73,18 +79,23 @@ class Outer:
         ({"name": 3}, "name is text or null, not 3"),
         ({"workers": "all"}, "workers is a whole number from 0 or auto, not 'all'"),
         ({"workers": -1}, "workers is a whole number from 0 or auto, not -1"),
-        ({"data": Inner("x", 6)}, "data.count is a whole number from 1 to 5, not 6"),
+        ({"count": 6}, "data.count is a whole number from 1 to 5, not 6"),
         ({"name": "x" * 5, "rate": "y" * 200}, "rate is a number above 0 below 1, not '" + 76 * "y" + "..."),
     ],
 )
 def test_ranges(changed: dict, message: str) -> None:
     with pytest.raises(UserError) as caught:
-        check_fields(Outer(**{"data": Inner("x"), **changed}))
+        check_fields(Keys(**{"root": "x", **changed}))
     assert str(caught.value) == message
 
 
-def parse(*arguments: str) -> tuple[list[str], Outer]:
-    return parse_arguments(Outer, arguments, "python -m x NAME", "python -m x a")
+def test_fields_of_dataclasses_in_a_dataclass_are_checked() -> None:
+    with pytest.raises(UserError, match=r"^data\.count is a whole number from 1 to 5, not 6$"):
+        check_fields(Outer(Inner("x", 6)))
+
+
+def parse(*arguments: str) -> tuple[list[str], Keys]:
+    return parse_arguments(Keys, arguments, "python -m x NAME", "python -m x a")
 
 
 def test_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,8 +103,8 @@ def test_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         "b", "data.root=/x=y", "data.count=2", "rate=1e-1", "sides=[3,4]", "name=7", "workers=2", "a"
     )
     assert names == ["b", "a"]
-    assert options == Outer(Inner("/x=y", 2), 0.1, (3, 4), "table", "7", 2)
-    assert parse("data.root=a", "sides=3", "name=null")[1] == Outer(Inner("a"), sides=(3,))
+    assert options == Keys("/x=y", 2, 0.1, (3, 4), "table", "7", 2)
+    assert parse("data.root=a", "sides=3", "name=null")[1] == Keys("a", sides=(3,))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "rate=2").write_text("")
     assert parse("data.root=a", "rate=2")[0] == ["rate=2"]

@@ -95,7 +95,7 @@ def test_a_run_that_fails_does_not_end_the_others(image_folder: Path, tmp_path: 
     (table,) = (tmp_path / "multirun").rglob("results.csv")
     with table.open() as file:
         good, bad = csv.DictReader(file)
-    assert (good["run_folder"], good["error"], good["epoch"]) == ("runs/trial/data.root=images", "", "0")
+    assert (good["run_folder"], good["error"], good["epochs"]) == ("runs/trial/data.root=images", "", "1")
     assert (bad["run_folder"], bad["top1_error"]) == ("runs/trial/data.root=nowhere", "")
     assert bad["error"].startswith("there is no folder nowhere")
     assert "there is no folder nowhere" in result.stdout.split("lowest top-1")[1]

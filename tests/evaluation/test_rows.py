@@ -16,7 +16,7 @@ from spp_cls.data.loading.workers import count_cpus
 from spp_cls.data.sources import identify_source, open_source
 from spp_cls.evaluation.images import get_cuts, group_by_shape, load_cuts
 from spp_cls.evaluation.protocols import PROTOCOLS
-from spp_cls.evaluation.rows import ROW_FILE, append_csv, describe_hardware, read_csv
+from spp_cls.evaluation.rows import ROW_FILE, append_csv, check_csv, describe_hardware, read_csv
 from spp_cls.evaluation.tables import build_measured_table, build_paper_tables, read_results
 from tests.conftest import CLASSES, Command, Tool, error_of, write_checkpoint, write_image, write_image_folder
 from tests.evaluation.test_tables import RESULTS, row
@@ -157,6 +157,17 @@ def test_what_is_no_file_is_refused_and_stays(tmp_path: Path) -> None:
     append_csv([row()], tmp_path / "link.csv")
     assert len(read_csv(tmp_path / "rows.csv")) == 1
     assert (tmp_path / "link.csv").is_symlink()
+
+
+def test_links_to_files_that_do_not_exist(tmp_path: Path) -> None:
+    (tmp_path / "link.csv").symlink_to("new/rows.csv")
+    check_csv(tmp_path / "link.csv")
+    append_csv([row()], tmp_path / "link.csv")
+    assert len(read_csv(tmp_path / "new/rows.csv")) == 1
+    (tmp_path / "circle.csv").symlink_to("circle.csv")
+    for use in (lambda path: append_csv([row()], path), check_csv):
+        with pytest.raises(UserError, match=r"cannot write .*circle\.csv: .*; choose another file with out=PATH"):
+            use(tmp_path / "circle.csv")
 
 
 def test_a_data_set_is_known_by_its_classes_labels_and_names(tmp_path: Path, tool: Tool) -> None:

@@ -154,6 +154,17 @@ class NeedsClosure(torch.optim.SGD):
         return loss
 
 
+def test_a_scaler_of_gradients_gives_no_closure() -> None:
+    plugin = pl.plugins.MixedPrecision("16-mixed", "cpu")
+    trainer: Any = SimpleNamespace(
+        precision_plugin=plugin, precision="16-mixed", gradient_clip_val=None, strategy=ON_CPU
+    )
+    net = spp_cls.build_net("zf5_tiny")
+    check_optimizer(net, None, trainer)
+    with pytest.raises(UserError, match=r"^optimizer: TypeError: .*'closure'"):
+        check_optimizer(net, create_factory({"_target_": f"{__name__}.NeedsClosure", "lr": 0.1}), trainer)
+
+
 @pytest.mark.parametrize(
     ("node", "message"),
     [

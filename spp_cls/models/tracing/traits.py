@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from spp_cls.cli.errors import UserError
-from spp_cls.models.timm_models import PREFIX, create_model, find_preprocessing, get_first_line
+from spp_cls.cli.errors import UserError, shorten
+from spp_cls.models.timm_models import PREFIX, create_model, find_preprocessing
 from spp_cls.models.tracing.geometry import Geometry, Tracer, trace_geometry
 
 # Sides are tried that lie so many units beyond a multiple of 64 pixels, the unit being the multiple that is tried.
@@ -48,11 +48,11 @@ def find_traits(architecture: str) -> Traits:
     try:
         twin = _create_twin(architecture)
     except Exception as error:  # as the layers of any network raise
-        raise UserError(f"{refusal}: {get_first_line(error)}") from error
+        raise UserError(f"{refusal}: {shorten(error)}") from error
     size = max(64, -(-find_preprocessing(architecture).input_size // 64) * 64)
     first = _run(twin, size, size + 64)
     if isinstance(first, Exception):
-        raise UserError(f"{refusal}: it refuses {size} x {size + 64} pixels ({get_first_line(first)})")
+        raise UserError(f"{refusal}: it refuses {size} x {size + 64} pixels ({shorten(first)})")
     if not isinstance(first, Tensor) or first.ndim != 4:
         kind = f"values of shape {tuple(first.shape)}" if isinstance(first, Tensor) else type(first).__name__
         raise UserError(f"{refusal}: it gives {kind}, such as tokens, and no N x channels x height x width map")

@@ -70,7 +70,7 @@ class Checkpointing(Checkpoint):
     synchronises with the device; several processes agree on what to do at the same moments.
 
     Raises:
-        UserError: if a loss or a weight is not finite.
+        UserError: if a loss or a weight is not finite, or if the trainer validates inside an epoch.
     """
 
     def __init__(self, folder: RunFolder, every_minutes: float | None = None, every_steps: int | None = None) -> None:
@@ -89,6 +89,10 @@ class Checkpointing(Checkpoint):
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Take SIGTERM back from Lightning, which would exit without saving; start the clock."""
+        # `best` would be of the end of the epoch, which nobody measured.
+        validates_inside = trainer.val_check_batch != trainer.num_training_batches
+        if trainer.enable_validation and (trainer.check_val_every_n_epoch is None or validates_inside):
+            raise UserError("Checkpointing saves whole epochs; validate at their end, with val_check_interval=1.0")
         self._preemption.install()
         self._step = self._first_step = trainer.global_step
         self._saved_step = self._step or None

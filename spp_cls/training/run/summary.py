@@ -27,9 +27,7 @@ def summarise_run(folder: RunFolder, cfg: DictConfig, validation_errors: list[fl
     """Return what to print after a run: its lowest error, where the files are, and the commands to type next."""
     if not validation_errors:
         return f"Stopped before the end of the first epoch; there is no checkpoint in {folder.path} yet"
-    lowest = min(validation_errors)
-    # Epochs trained, as in the tables of tests.
-    epochs = validation_errors.index(lowest) + 1
+    lowest, epochs = _find_best(validation_errors)
     protocols = "crop1,crop10,full1,map10" if cfg.model.pooling != "none" else "crop1,crop10"
     kind = [f"data={cfg.data.kind}"] if cfg.data.kind in KINDS else ["data=custom", f"data.kind={cfg.data.kind}"]
     plugins = [f"plugins=[{','.join(cfg.plugins)}]"] if cfg.plugins else []
@@ -47,7 +45,12 @@ def summarise_run(folder: RunFolder, cfg: DictConfig, validation_errors: list[fl
 
 
 def collect_result(folder: RunFolder, validation_errors: list[float]) -> dict[str, Any]:
-    """Return the lowest validation top-1 error of a run and its epoch, for the table of --multirun."""
-    lowest = min(validation_errors, default=None)
-    epoch = None if lowest is None else validation_errors.index(lowest)
-    return {"run_folder": str(folder.path), "top1_error": lowest, "epoch": epoch}
+    """Return the lowest validation top-1 error of a run and the epochs before it, for the table of --multirun."""
+    lowest, epochs = _find_best(validation_errors) if validation_errors else (None, None)
+    return {"run_folder": str(folder.path), "top1_error": lowest, "epochs": epochs}
+
+
+def _find_best(validation_errors: list[float]) -> tuple[float, int]:
+    """Return the lowest error, and how many epochs were trained until then, as the tables of tests count them."""
+    lowest = min(validation_errors)
+    return lowest, validation_errors.index(lowest) + 1

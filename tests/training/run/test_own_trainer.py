@@ -80,6 +80,21 @@ def test_checkpoints_of_a_run_with_sanity_check_and_validations_before_and_after
 
 
 @pytest.mark.parametrize(
+    "options", [{"val_check_interval": 1}, {"val_check_interval": 3, "check_val_every_n_epoch": None}]
+)
+def test_validation_inside_an_epoch_has_no_best_checkpoint(
+    options: dict[str, Any], shared_image_folder: Path, tmp_path: Path
+) -> None:
+    with RunFolder(tmp_path / "a") as folder:
+        callbacks = create_callbacks(checkpointing=Checkpointing(folder))
+        with pytest.raises(UserError, match=r"validate at their end, with val_check_interval=1\.0"):
+            create_trainer(callbacks=callbacks, enable_checkpointing=True, **options).fit(
+                create_module(), open_data(shared_image_folder)
+            )
+        assert not folder.last.exists()
+
+
+@pytest.mark.parametrize(
     ("net", "data", "trainer", "message"),
     [
         ({"class_names": ("rose", "tulip", "daisy")}, {}, {}, r"classes have other names than those of .*; call net\."),
