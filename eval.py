@@ -19,7 +19,7 @@ from spp_cls.cli.terminal import format_table
 from spp_cls.data.loading.workers import count_workers
 from spp_cls.data.sources import identify_source, open_source
 from spp_cls.evaluation.csv_files import check_distinct, check_writable
-from spp_cls.evaluation.evaluate import NeedsSPPError, OtherClassesError
+from spp_cls.evaluation.evaluate import NeedsAnySizeError, OtherClassesError
 from spp_cls.evaluation.predictions import COLUMNS, Predictions, write_csv
 from spp_cls.evaluation.protocols import Protocol
 from spp_cls.evaluation.report import (
@@ -97,10 +97,10 @@ def test(keys: EvalKeys, cfg: DictConfig) -> None:
 def test_what_fits(
     test_members: Callable[..., Results], members: list[Path], protocols: list[Protocol] | None
 ) -> Results | None:
-    """Test a run of a folder under those of the protocols that it can run; say what it cannot, None if that is all."""
+    """Test a run under the protocols that it can run, and print what is left out; return None if all is."""
     try:
         return test_members(members, protocols)
-    except NeedsSPPError as error:
+    except NeedsAnySizeError as error:
         reason: UserError = error
         rest = [protocol for protocol in protocols or () if protocol not in error.protocols]
     except OtherClassesError as error:

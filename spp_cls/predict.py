@@ -37,7 +37,7 @@ USAGE = "python -m spp_cls.predict NET IMAGE... [protocol=full1] [format=table|j
 class Options:
     """The keys of this command."""
 
-    protocol: str | None = key(None, help="a protocol of eval.py; null: full1, or crop1 without SPP")
+    protocol: str | None = key(None, help="a protocol of eval.py; null: full1, or crop1 of networks of one image size")
     format: Literal["table", "json"] = key("table", help="a table, or a line of JSON for each image")
     plugins: tuple[str, ...] = key((), help="modules to import first, which register backbones of your own")
     top: int = key(5, least=1, help="classes to print for each image")

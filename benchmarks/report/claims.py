@@ -78,8 +78,8 @@ class Claim(NamedTuple):
 _NET = ("data", "data_digest", "stored_side", "precision", "net", "width", "input_size")
 _VIEWS = (*_NET, "pooling", "levels", "sizes")
 
-# The whole image at the size that warp1 squeezes it to.
-FULL_AT_224 = make_protocol([224], ["full"], flips=False).name
+# The whole image at the size that warp1 squeezes it to, and larger than full1 has it.
+FULL_AT_224, FULL_AT_280 = (make_protocol([scale], ["full"], flips=False).name for scale in (224, 280))
 
 CLAIMS = (
     Claim(
@@ -132,6 +132,14 @@ CLAIMS = (
         "Sizes that grow over the run against one size (not in the paper)",
         Side(None, "progressive", "crop10"), Side(None, "single", "crop10"), (*_NET, "pooling", "levels"),
         is_of_paper=False,
+    ),
+    Claim(
+        "The whole image smaller, at 224 for 256: custom:224 against full1 (not in the paper)",
+        Side(None, None, FULL_AT_224), Side(None, None, "full1"), _VIEWS, is_of_paper=False,
+    ),
+    Claim(
+        "The whole image larger, at 280 for 256: custom:280 against full1 (not in the paper)",
+        Side(None, None, FULL_AT_280), Side(None, None, "full1"), _VIEWS, is_of_paper=False,
     ),
 )  # fmt: skip
 

@@ -36,7 +36,7 @@ def choose_accelerator(name: str) -> str:
 
 @dataclass
 class ModelKeys:
-    """A network; models.net.NetConfig checks the ranges. None: what belongs to the network."""
+    """A network; models.config.NetConfig checks the ranges. None: what belongs to the network."""
 
     name: str = key()
     pooling: str = key()

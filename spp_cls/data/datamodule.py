@@ -86,7 +86,6 @@ class ImageNetDataModule(pl.LightningDataModule):
         self.timeout = timeout
         self.cache = cache
         self.crop = network.input_size
-        self.sizes = sizes
         self.augmentation = convert_to_augmentation(augmentation)
         self.mean = network.mean
         self.std = network.std
@@ -143,7 +142,7 @@ class ImageNetDataModule(pl.LightningDataModule):
             check_sources(self.train_source, self.val_source, 1)
 
     def _check_network(self, config: NetConfig) -> None:
-        """Raise UserError if a network's images are to be made otherwise: its checkpoint would be tested otherwise."""
+        """Raise UserError if crop, mean, std, interpolation or classes are not the network's."""
         if config.in_chans != 3:
             raise UserError(
                 f"the network has {config.in_chans} input channels, and the data module makes RGB images; build it "
@@ -176,28 +175,28 @@ class ImageNetDataModule(pl.LightningDataModule):
             UserError: as check_batch, check_sources, check_limit and checks.check_trainer do.
         """
         check_trainer(trainer)
-        num_chunks = find_placement(trainer).num_chunks
-        self.check_batch(num_chunks)
+        num_batches = find_placement(trainer).num_batches
+        self.check_batch(num_batches)
         check_sources(self.train_source, self.val_source, trainer.world_size)
         num_train = len(self.train_source) // self.batch_size * trainer.accumulate_grad_batches
-        num_val = -(-(len(self.val_source) // trainer.world_size) // (self.batch_size // num_chunks))
+        num_val = -(-(len(self.val_source) // trainer.world_size) // (self.batch_size // num_batches))
         check_limit("train", trainer.limit_train_batches, num_train, trainer.accumulate_grad_batches)
         check_limit("val", trainer.limit_val_batches, num_val)
 
-    def check_batch(self, num_chunks: int) -> None:
-        """Check that the training images fill a global batch, and that it divides into equal chunks.
+    def check_batch(self, num_batches: int) -> None:
+        """Check that the training images fill a global batch, and that it divides into equal local batches.
 
-        There is one chunk for each process and each batch whose gradients it accumulates.
+        There is one for each process and each of those whose gradients it accumulates.
 
         Raises:
             UserError: if they do not fill it, or it does not divide.
         """
-        check_batch(self.batch_size, num_chunks, self.augmentation.mixes_pairs, len(self.train_source))
+        check_batch(self.batch_size, num_batches, self.augmentation.mixes_pairs, len(self.train_source))
 
     @property
-    def batch_size_of_step(self) -> int:
+    def local_batch_size(self) -> int:
         """Images of a batch of one process; gradients are accumulated over the global batch."""
-        return self.batch_size // self._place.num_chunks
+        return self.batch_size // self._place.num_batches
 
     @property
     def _place(self) -> Placement:
@@ -218,7 +217,7 @@ class ImageNetDataModule(pl.LightningDataModule):
         is_cached = self.cache == "device"
         return TrainingLoader(
             self._create_dataset(),
-            self.batch_size_of_step,
+            self.local_batch_size,
             sampler=sampler,
             count_trained=self._count_trained,
             # Cached images leave nothing to do for workers, nor to copy to the device.
@@ -256,7 +255,7 @@ class ImageNetDataModule(pl.LightningDataModule):
         """Return the loader of this process's shard of the validation images."""
         return BatchLoader(
             CentreCrops(self.val_source, self.crop, self.interpolation),
-            self.batch_size_of_step,
+            self.local_batch_size,
             ShardSampler(len(self.val_source), self._place.rank, self._place.world_size),
             drop_last=False,
             num_workers=self._num_workers,

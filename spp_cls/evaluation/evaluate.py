@@ -14,7 +14,7 @@ from spp_cls.data.sources import ImageSource
 from spp_cls.evaluation.features import view_features
 from spp_cls.evaluation.images import MAX_PIXELS, get_cuts, load_cuts
 from spp_cls.evaluation.predictions import Predictions
-from spp_cls.evaluation.protocols import Protocol, get_protocol
+from spp_cls.evaluation.protocols import PROTOCOLS, Protocol, get_protocol
 from spp_cls.models.net import SPPNet
 
 
@@ -22,14 +22,15 @@ class OtherClassesError(UserError):
     """The data set has other classes than a network was trained on."""
 
 
-class NeedsSPPError(UserError):
-    """A network without SPP cannot run `protocols`."""
+class NeedsAnySizeError(UserError):
+    """A network of one image size cannot run `protocols`."""
 
     def __init__(self, protocols: Sequence[Protocol], net: SPPNet) -> None:
         names = ", ".join(protocol.name for protocol in protocols)
+        others = ", ".join(protocol.name for protocol in PROTOCOLS.values() if not protocol.needs_any_size)
         super().__init__(
             f"{names} need{'s' * (len(protocols) == 1)} a net that takes any size; {net.config.name} without SPP runs "
-            "crop1, crop10, warp1"
+            f"{others}"
         )
         self.protocols = protocols
 
@@ -46,9 +47,10 @@ def evaluate(
 ) -> dict[str, Predictions]:
     """Score every image once under each protocol; return the predictions by the protocol's name.
 
-    The scores of several networks, all for crops of one size, are averaged. They are in evaluation mode. With a
-    fabric they are on the fabric's device, the images are divided among the processes without padding, and every
-    process gets the predictions of all images; without one, this process scores them all on the networks' device.
+    The scores of several networks, all for crops of one size, are averaged. The networks must be in
+    evaluation mode. With a fabric they are on the fabric's device, the images are divided among the processes without
+    padding, and every process gets the predictions of all images; without one, this process scores them all on the
+    networks' device.
     Predictions are in the order of `source`. `max_pixels` bounds the images of one pass through a network. A batch may
     take `timeout` seconds to be read by workers (0: any time).
 
@@ -126,12 +128,12 @@ def _check_scores(predictions: Predictions, protocol: Protocol, source: ImageSou
 
 
 def check_protocols(net: SPPNet, protocols: Sequence[Protocol]) -> None:
-    """Raise UserError if the network cannot run a protocol: NeedsSPPError, if it is for the want of SPP."""
+    """Raise UserError if the network cannot run a protocol: NeedsAnySizeError, if it takes one image size alone."""
     if net.config.in_chans != 3:
         raise UserError(f"the network has {net.config.in_chans} input channels; the protocols are for RGB images")
-    unsuitable = [protocol for protocol in protocols if protocol.needs_spp and not net.config.takes_any_size]
+    unsuitable = [protocol for protocol in protocols if protocol.needs_any_size and not net.config.takes_any_size]
     if unsuitable:
-        raise NeedsSPPError(unsuitable, net)
+        raise NeedsAnySizeError(unsuitable, net)
     for protocol in protocols:
         if not protocol.views:
             raise UserError(f"{protocol.name} has no views; give it one or more")

@@ -51,7 +51,7 @@ class Protocol(NamedTuple):
     views: tuple[View, ...]
 
     @property
-    def needs_spp(self) -> bool:
+    def needs_any_size(self) -> bool:
         """Whether only networks that take any size can run it: some view is pooled on the map of a larger image."""
         return any(view.on_maps for view in self.views)
 

@@ -109,9 +109,9 @@ def choose_protocols(
 
 
 def list_protocols(nets: Sequence[SPPNet]) -> list[Protocol]:
-    """Return every protocol that all of the networks can run: without SPP, those on crops."""
+    """Return every protocol that all of the networks can run: those on crops, if one takes a single image size."""
     take_any_size = all(net.config.takes_any_size for net in nets)
-    return [protocol for protocol in PROTOCOLS.values() if take_any_size or not protocol.needs_spp]
+    return [protocol for protocol in PROTOCOLS.values() if take_any_size or not protocol.needs_any_size]
 
 
 def evaluate_checkpoints(

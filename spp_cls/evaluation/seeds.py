@@ -43,7 +43,7 @@ def select_single(rows: Sequence[TextRow]) -> list[TextRow]:
 
 
 def keep_last(rows: Sequence[TextRow]) -> list[TextRow]:
-    """Return of each run under each protocol the last row: it may have been tested, gone on and been tested again."""
+    """Keep the last row of each run and protocol: a run may have been tested, gone on and been tested again."""
     return list({tuple(row[column] for column in (*CELL_KEY, "seed")): row for row in rows}.values())
 
 
@@ -61,5 +61,5 @@ def summarise(rows: Mapping[str, TextRow], column: str) -> Spread:
 
 
 def pair_differences(rows: Mapping[str, TextRow], baseline: Mapping[str, TextRow], column: str) -> list[float]:
-    """Return for each seed that both have the value of `rows` less that of `baseline`."""
+    """Subtract a column of `baseline` from that of `rows`, for each seed that both have."""
     return [float(rows[seed][column]) - float(baseline[seed][column]) for seed in rows if seed in baseline]

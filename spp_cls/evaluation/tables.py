@@ -34,7 +34,6 @@ _IMAGENET_VAL = "50000"
 _ERRORS = ("top1_error", "top5_error")
 # What spp_cls.transfer reads.
 _SCORES = ("data", "layer", "view", "side", "score")
-_AGREEMENT = "agreement_with_crop10"
 
 
 @dataclass(frozen=True)
@@ -97,9 +96,9 @@ def build_paper_tables(paper: Sequence[dict[str, str]], ours: Sequence[dict[str,
 
 
 def find_results(paper_row: TextRow, groups: Sequence[Mapping[str, TextRow]]) -> Mapping[str, TextRow]:
-    """Return of groups of our results, each by seed, the one that measures what a row of the paper does, or none.
+    """Find the group of our results that measures what a row of the paper does; empty if there is none.
 
-    Of several, which differ in more than their seed, such as their precision, it is the last.
+    A group is a row for each seed. Of several, which differ in more than their seed, such as precision, it is the last.
     """
     same = [members for members in groups if _measures(_get_first(members), paper_row)]
     return same[-1] if same else {}
@@ -160,7 +159,7 @@ def build_measured_table(paper: Sequence[TextRow], ours: Sequence[TextRow]) -> T
 
 
 def _group_others(paper: Sequence[TextRow], ours: Sequence[TextRow]) -> list[tuple[TextRow, Mapping[str, TextRow]]]:
-    """Return for each result that stands beside no row of the paper one of its rows, and the rows by seed."""
+    """Return the groups of our results that match no row of the paper: one row of each, and its rows by seed."""
     groups = list(group_by_seed(ours).values())
     beside = [find_results(row, groups) for row in paper]
     return [(_get_first(members), members) for members in groups if members not in beside]

@@ -41,7 +41,7 @@ _DAMAGE = (
 
 @dataclass(frozen=True)
 class _Data:
-    """What it says of the data module's arguments."""
+    """The data module's arguments in a checkpoint."""
 
     sizes: str | tuple[int, ...] = key("unknown", least=1)
     shape: str = key("crop")

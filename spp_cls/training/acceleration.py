@@ -67,7 +67,7 @@ class Compilation(Callback):
         dynamo.recompile_limit = max(dynamo.recompile_limit, len(self.sizes) + 1)
         net.compile(dynamic=False)
         try:
-            warm_up(net, self.sizes, data.batch_size_of_step, plugin.train_step_context, plugin.val_step_context)
+            warm_up(net, self.sizes, data.local_batch_size, plugin.train_step_context, plugin.val_step_context)
         except _COMPILER_ERRORS as error:
             # The compiler's own message is inside Dynamo's.
             reason = shorten(getattr(error, "inner_exception", error))

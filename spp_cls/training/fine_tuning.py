@@ -111,7 +111,7 @@ def freeze(net: SPPNet, names: str | Sequence[str] | None) -> str | None:
 
 
 def _match_bins(net: SPPNet, other: SPPNet) -> Tensor | None:
-    """Return for each value that a network pools its index among those of another; None if these are of other bins."""
+    """Map each value that a network pools to its index in another network; None if their bins differ."""
     levels, other_levels = net.pool.levels, other.pool.levels
     if type(net.pool) is not type(other.pool) or sorted(levels) != sorted(other_levels):
         return None

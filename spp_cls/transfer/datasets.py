@@ -11,7 +11,15 @@ from numpy.typing import NDArray
 from spp_cls.cli.errors import UserError
 from spp_cls.data.checks import check_sources
 from spp_cls.data.sources import ImageSource, open_source
-from spp_cls.data.sources.caltech import CALTECH, Indices, draw_images, draw_order, list_caltech
+from spp_cls.data.sources.caltech import (
+    CALTECH,
+    TEST_IMAGES,
+    TRAINING_IMAGES,
+    Indices,
+    draw_images,
+    draw_order,
+    list_caltech,
+)
 from spp_cls.data.sources.files import ImageFiles
 from spp_cls.data.sources.identity import Storage, find_storage, name_source
 from spp_cls.data.sources.kinds import check_root
@@ -76,13 +84,18 @@ def open_transfer_data(
         if not Path(root).is_dir():
             raise UserError(f"there is no folder {root}; set data.root to the data set's folder")
     if kind == CALTECH:
-        return _open_caltech(Path(root), draws or 10, train or 30, test or 50, seed)
+        return _open_caltech(Path(root), draws or 10, train or TRAINING_IMAGES, test or TEST_IMAGES, seed)
     data = _open_voc(Path(root)) if kind == VOC else _open_other(kind, root, seed)
-    trained = data.targets[data.splits[0].train]
-    for name, column in zip(data.class_names, trained.T, strict=True):
-        if not (column > 0).any() or not (column < 0).any():
-            raise UserError(f"class {name} of {root} needs images of its own, and of others, to train on")
+    if (number := find_one_sided_class(data.targets[data.splits[0].train])) is not None:
+        name = data.class_names[number]
+        raise UserError(f"class {name} of {root} needs images of its own, and of others, to train on")
     return data
+
+
+def find_one_sided_class(targets: NDArray[np.int8]) -> int | None:
+    """Return the first column of N x classes targets, 1 and -1, that lacks one of the two; None if none does."""
+    has_both = (targets > 0).any(axis=0) & (targets < 0).any(axis=0)
+    return None if has_both.all() else int(np.argmin(has_both))
 
 
 def check_validation(data: TransferData) -> None:
@@ -98,12 +111,11 @@ def check_validation(data: TransferData) -> None:
                 f"several C and choose_side choose on a third of each class's training images, and no class of "
                 f"{data.name} has {_VALIDATION_PART} of them; {advice}"
             )
-        for name, column in zip(data.class_names, data.targets[split.fit].T, strict=True):
-            if not (column > 0).any() or not (column < 0).any():
-                raise UserError(
-                    f"class {name} of {data.name} needs images of its own, and of others, beside those that validate; "
-                    f"{advice}"
-                )
+        if (number := find_one_sided_class(data.targets[split.fit])) is not None:
+            raise UserError(
+                f"class {data.class_names[number]} of {data.name} needs images of its own, and of others, beside those "
+                f"that validate; {advice}"
+            )
 
 
 def draw_split(labels: NDArray[np.int64], train: int, test: int, seed: int, draw: int) -> Split:

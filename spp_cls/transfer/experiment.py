@@ -1,4 +1,4 @@
-"""From features to figures: a linear SVM for each class, trained and tested for every feature and draw."""
+"""From features to metrics: a linear SVM for each class, trained and tested for every feature and draw."""
 
 import sys
 from collections.abc import Sequence
@@ -26,8 +26,8 @@ _CHUNK = 1024
 Scores = NDArray[np.float32]
 
 
-class Figures(NamedTuple):
-    """The figures of one test, in percent, each first of every class.
+class Metrics(NamedTuple):
+    """The metrics of one test, in percent, each first of every class.
 
     With one label an image `main` is the accuracy on each class's images, and `overall` that on all images; with
     several labels `main` is the average precision of 11 points, and `exact` the exact one.
@@ -44,13 +44,13 @@ class Figures(NamedTuple):
 
 
 class DrawResult(NamedTuple):
-    """A feature tested on a draw: the cost C and what it reached on the validation part, figures, scores if asked."""
+    """A feature tested on a draw: the cost C and what it reached on the validation part, metrics, scores if asked."""
 
     feature: Feature
     draw: int
     cost: float
     validation: float | None
-    figures: Figures
+    metrics: Metrics
     scores: Scores | None
 
 
@@ -85,8 +85,8 @@ def train_and_test(
             cost, reached = _choose_cost(data, rows, split, costs, solver)
         (classifiers,) = _fit(data, rows, split.train, [cost], solver)
         scores = _score(classifiers, rows, split.test)
-        figures = measure(data, scores, split.test)
-        results.append(DrawResult(feature, draw, cost, reached, figures, scores if keep_scores else None))
+        metrics = measure(data, scores, split.test)
+        results.append(DrawResult(feature, draw, cost, reached, metrics, scores if keep_scores else None))
     shards = all_gather(results) if world_size > 1 else [results]
     order = {task: number for number, task in enumerate(tasks)}
     joined = [result for shard in shards for result in shard]
@@ -115,17 +115,17 @@ def _score(classifiers: LinearClassifiers, rows: NDArray[np.float32], indices: I
     return np.concatenate([classifiers.score(normalise_lengths(rows[chunk])) for chunk in chunks])
 
 
-def measure(data: TransferData, scores: Scores, indices: Indices) -> Figures:
-    """Compute the figures of the scores, N x classes, of N images of a data set."""
+def measure(data: TransferData, scores: Scores, indices: Indices) -> Metrics:
+    """Compute the metrics of the scores, N x classes, of N images of a data set."""
     targets = data.targets[indices]
     if data.has_several_labels:
         columns = list(zip(scores.T, targets.T, strict=True))
         main = np.array([compute_11_point_precision(*column) for column in columns])
         exact = np.array([compute_average_precision(*column) for column in columns])
-        return Figures(100 * main, 100 * exact, None)
+        return Metrics(100 * main, 100 * exact, None)
     labels = targets.argmax(1)
     overall = 100 * float(np.mean(scores.argmax(1) == labels))
-    return Figures(100 * compute_class_accuracies(scores, labels), None, overall)
+    return Metrics(100 * compute_class_accuracies(scores, labels), None, overall)
 
 
 def choose_sides(results: Sequence[DrawResult]) -> list[DrawResult]:

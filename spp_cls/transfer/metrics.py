@@ -1,4 +1,4 @@
-"""The figures: average precision as the devkit of VOC 2007 defines it and as the exact area, and accuracy."""
+"""The metrics: average precision as the devkit of VOC 2007 defines it and as the exact area, and accuracy."""
 
 from typing import Any
 

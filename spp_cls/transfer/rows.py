@@ -65,9 +65,9 @@ def make_row(
 
     `others` are length, svm, costs, seed, precision, seconds and hardware.
     """
-    main = [result.figures.mean for result in results]
-    overall = [result.figures.overall for result in results if result.figures.overall is not None]
-    exact = [float(np.nanmean(each.figures.exact)) for each in results if each.figures.exact is not None]
+    main = [result.metrics.mean for result in results]
+    overall = [result.metrics.overall for result in results if result.metrics.overall is not None]
+    exact = [float(np.nanmean(each.metrics.exact)) for each in results if each.metrics.exact is not None]
     reached = [result.validation for result in results if result.validation is not None]
     labelled = not data.has_several_labels
     return TransferRow(
@@ -131,7 +131,7 @@ def write_classes(data: TransferData, results: Sequence[DrawResult], path: str |
 
 def _list_class_lines(data: TransferData, results: Sequence[DrawResult]) -> Iterator[tuple[object, ...]]:
     for result in results:
-        columns = [result.figures.main, *([] if result.figures.exact is None else [result.figures.exact])]
+        columns = [result.metrics.main, *([] if result.metrics.exact is None else [result.metrics.exact])]
         for name, *values in zip(data.class_names, *columns, strict=True):
             yield *result.feature, result.draw, name, *(f"{value:.4f}" for value in values)
 

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from spp_cls.cli.errors import UserError
+from spp_cls.transfer.datasets import find_one_sided_class
 
 Solver = Literal["libsvm", "liblinear"]
 Floats = NDArray[np.float32]
@@ -76,9 +77,8 @@ def fit_classifiers(
     Raises:
         UserError: if a class has no image, or no other image, to train on.
     """
-    for number, column in enumerate(targets.T):
-        if not (column > 0).any() or not (column < 0).any():
-            raise UserError(f"class {number} needs images of its own and of others to train on; there are only either")
+    if (one_sided := find_one_sided_class(targets)) is not None:
+        raise UserError(f"class {one_sided} needs images of its own and of others to train on; there are only either")
     products = multiply(features, features).astype(np.float64) if solver == "libsvm" else None
 
     def fit(task: tuple[float, int]) -> tuple[Floats, float]:

@@ -99,7 +99,7 @@ def test_runs_are_paired_by_seed_network_and_training(claims: ModuleType) -> Non
         + rows("spp", "single", "crop1", [50.0], net="overfeat7")
         + rows("spp", "single", "full1", [47.0, 20.0], net="overfeat7")
     )
-    (claim,) = [each for each in claims.CLAIMS if each.words.startswith("The whole image")]
+    (claim,) = [each for each in claims.CLAIMS if each.words.startswith("The whole image beats")]
     assert [(each.net, each.seed, each.value) for each in claims.find_differences(claim, found)] == [
         ("zf5", "0", -1.0), ("overfeat7", "0", -3.0),
     ]  # fmt: skip
@@ -112,7 +112,7 @@ def test_tests_of_other_kinds_are_no_pairs(other: dict[str, str], claims: Module
         + rows("spp", "single", "full1", [39.0, 39.5])
         + rows("spp", "single", "crop1", [90.0, 90.0], **other)
     )
-    (claim,) = [each for each in claims.CLAIMS if each.words.startswith("The whole image")]
+    (claim,) = [each for each in claims.CLAIMS if each.words.startswith("The whole image beats")]
     assert [(each.seed, each.value) for each in claims.find_differences(claim, found)] == [("0", -1.0), ("1", -1.5)]
 
 
@@ -177,8 +177,9 @@ def test_warping_is_compared_at_one_scale(claims: ModuleType) -> None:
     found = rows("spp", "single", "warp1", [40.0]) + rows("spp", "single", "full1", [30.0])
     assert claims.build_claims_table(found, "title")[2] == []
     found += rows("spp", "single", claims.FULL_AT_224, [39.0])
-    _, _, (line,) = claims.build_claims_table(found, "title")
+    _, _, (line, smaller) = claims.build_claims_table(found, "title")
     assert line[1:] == ["zf5", "1", "-1.00", "not resolved"]
+    assert (smaller[0].split(",")[0], smaller[3]) == ("The whole image smaller", "+9.00")
 
 
 def test_the_summary_has_a_column_for_each_data_set(claims: ModuleType) -> None:

@@ -242,7 +242,7 @@ def test_without_a_compiler(
     # As auto finds it on CUDA.
     compilation = Compilation([64])
     net = tiny_net()
-    data = SimpleNamespace(batch_size_of_step=2)
+    data = SimpleNamespace(local_batch_size=2)
     plugin = pl.plugins.precision.Precision()
     compilation._compile(net, SimpleNamespace(precision_plugin=plugin, datamodule=data))  # type: ignore[arg-type]
     assert [record.message for record in caplog.records if "no compiler works here" in record.message]
@@ -257,7 +257,7 @@ def test_there_are_graphs_for_more_shapes_than_the_compilers_limit(monkeypatch: 
     # Only the graphs are counted: the compiler need not compile them.
     monkeypatch.setattr(net, "compile", partial(net.compile, backend="eager"))
     shapes = [(64, width) for width in range(64, 73)]
-    data = SimpleNamespace(batch_size_of_step=2)
+    data = SimpleNamespace(local_batch_size=2)
     trainer = SimpleNamespace(precision_plugin=pl.plugins.precision.Precision(), datamodule=data)
     with torch._dynamo.config.patch(recompile_limit=8):
         Compilation([*shapes, 64], compile=True)._compile(net, trainer)  # type: ignore[arg-type]

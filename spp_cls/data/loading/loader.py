@@ -70,12 +70,12 @@ class TrainingLoader(BatchLoader):
     ) -> None:
         super().__init__(dataset, batch_size, sampler, drop_last=True, **options)
         self._training_sampler = sampler
-        self._images_of_step = batch_size * sampler.world_size
+        self._images_of_batch = batch_size * sampler.world_size
         self._count_trained = count_trained
 
     def state_dict(self) -> dict[str, int]:
         """Return the epoch, and how many of its images all processes together were trained on."""
-        return {"epoch": self._training_sampler.epoch, "images": self._count_trained() * self._images_of_step}
+        return {"epoch": self._training_sampler.epoch, "images": self._count_trained() * self._images_of_batch}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Start that epoch after those images."""

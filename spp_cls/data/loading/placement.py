@@ -16,8 +16,8 @@ class Placement(NamedTuple):
     device: torch.device = torch.device("cpu")
 
     @property
-    def num_chunks(self) -> int:
-        """Chunks of a global batch: one for each process and each batch whose gradients it accumulates."""
+    def num_batches(self) -> int:
+        """Local batches of a global batch: one for each process and each of those whose gradients it accumulates."""
         return self.world_size * self.accumulated_batches
 
 

@@ -10,7 +10,7 @@ from spp_cls.cli.errors import UserError, shorten
 from spp_cls.cli.reading import is_file, read_yaml
 from spp_cls.data.datamodule import NUM_IMAGES_KEY, ImageNetDataModule
 from spp_cls.models.checkpoint import CONFIG_KEY, convert_config_to_dict, create_config_from_dict
-from spp_cls.models.net import NetConfig
+from spp_cls.models.config import NetConfig
 
 _LIMIT = "trainer.limit_train_batches"
 # What the training of a network depends on; the other keys may change from one start of a run to the next.

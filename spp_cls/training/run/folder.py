@@ -13,7 +13,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from spp_cls.cli.errors import UserError
 from spp_cls.cli.files import replace_atomically
 from spp_cls.models.checkpoint import load_checkpoint
-from spp_cls.models.net import NetConfig
+from spp_cls.models.config import NetConfig
 from spp_cls.training.loggers import CSV_FILE, LOG_FILES, MLFLOW_FOLDER, TENSORBOARD_FOLDER, WANDB_FOLDER
 from spp_cls.training.run.comparison import check_resumable, list_differences
 from spp_cls.training.run.lock import RunLock
