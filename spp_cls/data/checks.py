@@ -33,22 +33,21 @@ def check_options(cache: str, shapes: TrainingShapes, augmentation: Augmentation
         )
 
 
-def check_batch(batch_size: int, num_batches: int, mixes_pairs: bool, num_images: int) -> None:
-    """Check that the images fill a global batch, that it divides into equal local batches, and these
-    into pairs to be mixed.
+def check_batch(batch_size: int, num_local_batches: int, mixes_pairs: bool, num_images: int) -> None:
+    """Check that the images fill a global batch of equal local batches, and these divide into pairs to be mixed.
 
     Raises:
         UserError: if they do not fill it, or it does not divide.
     """
-    if batch_size < 1 or batch_size % num_batches:
+    if batch_size < 1 or batch_size % num_local_batches:
         raise UserError(
-            f"the global batch of {batch_size} does not divide by {num_batches} (processes times "
-            f"accumulated batches); set data.batch_size to a multiple of {num_batches}"
+            f"the global batch of {batch_size} does not divide by {num_local_batches} (processes times "
+            f"accumulated batches); set data.batch_size to a multiple of {num_local_batches}"
         )
-    if mixes_pairs and batch_size // num_batches % 2:
+    if mixes_pairs and batch_size // num_local_batches % 2:
         raise UserError(
-            f"the augmentation mixes images in pairs, and {batch_size // num_batches} images of a local batch are "
-            f"an odd number; set data.batch_size to a multiple of {2 * num_batches}"
+            f"the augmentation mixes images in pairs, and {batch_size // num_local_batches} images of a local batch "
+            f"are an odd number; set data.batch_size to a multiple of {2 * num_local_batches}"
         )
     if num_images < batch_size:
         raise UserError(

@@ -175,15 +175,15 @@ class ImageNetDataModule(pl.LightningDataModule):
             UserError: as check_batch, check_sources, check_limit and checks.check_trainer do.
         """
         check_trainer(trainer)
-        num_batches = find_placement(trainer).num_batches
-        self.check_batch(num_batches)
+        num_local_batches = find_placement(trainer).num_local_batches
+        self.check_batch(num_local_batches)
         check_sources(self.train_source, self.val_source, trainer.world_size)
         num_train = len(self.train_source) // self.batch_size * trainer.accumulate_grad_batches
-        num_val = -(-(len(self.val_source) // trainer.world_size) // (self.batch_size // num_batches))
+        num_val = -(-(len(self.val_source) // trainer.world_size) // (self.batch_size // num_local_batches))
         check_limit("train", trainer.limit_train_batches, num_train, trainer.accumulate_grad_batches)
         check_limit("val", trainer.limit_val_batches, num_val)
 
-    def check_batch(self, num_batches: int) -> None:
+    def check_batch(self, num_local_batches: int) -> None:
         """Check that the training images fill a global batch, and that it divides into equal local batches.
 
         There is one for each process and each of those whose gradients it accumulates.
@@ -191,12 +191,12 @@ class ImageNetDataModule(pl.LightningDataModule):
         Raises:
             UserError: if they do not fill it, or it does not divide.
         """
-        check_batch(self.batch_size, num_batches, self.augmentation.mixes_pairs, len(self.train_source))
+        check_batch(self.batch_size, num_local_batches, self.augmentation.mixes_pairs, len(self.train_source))
 
     @property
     def local_batch_size(self) -> int:
         """Images of a batch of one process; gradients are accumulated over the global batch."""
-        return self.batch_size // self._place.num_batches
+        return self.batch_size // self._place.num_local_batches
 
     @property
     def _place(self) -> Placement:

@@ -16,7 +16,7 @@ class Placement(NamedTuple):
     device: torch.device = torch.device("cpu")
 
     @property
-    def num_batches(self) -> int:
+    def num_local_batches(self) -> int:
         """Local batches of a global batch: one for each process and each of those whose gradients it accumulates."""
         return self.world_size * self.accumulated_batches
 
